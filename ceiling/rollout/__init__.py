@@ -1,0 +1,5 @@
+"""The sampler."""
+
+from ceiling.rollout.engine import Completions, generate
+
+__all__ = ["Completions", "generate"]
