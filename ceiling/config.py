@@ -1,0 +1,147 @@
+"""Configuration: sections of typed fields, validation with one clear line, and run identity.
+
+A config file is ml-collections Python (`get_config(arg)`); every value can be overridden on the
+command line (`--config.arms.grpo.lr=1e-3`). Tasks and regimes declare their own `CONFIG` section, so
+a new one brings its keys with it. ml-collections itself accepts NaN, negative sizes and wrong
+arities; `Section.validate` refuses them before anything compiles.
+
+Example:
+    CONFIG = Section(lr=number(1e-3, low=0, doc="peak learning rate"), kind=text("a", choices=("a", "b")))
+    config = CONFIG.defaults()
+    CONFIG.validate(config, "config")
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A refused configuration: one line naming the key, the value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A leaf. kind is "number", "text", "flag", "table" (name -> number) or "list" (of numbers)."""
+
+    kind: str
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    choices: tuple[str, ...] = ()
+    doc: str = ""
+
+    def check(self, value, path: str) -> None:
+        if self.kind == "number":
+            self._check_number(value, path)
+        elif self.kind == "text":
+            if not isinstance(value, str) or (self.choices and value not in self.choices):
+                allowed = " | ".join(self.choices) or "a string"
+                raise ConfigError(f"{path}={value!r} is not allowed; use {allowed}{_did_you_mean(value, self.choices)}")
+        elif self.kind == "flag":
+            if not isinstance(value, bool):
+                raise ConfigError(f"{path}={value!r} must be True or False")
+        elif self.kind == "table":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path}={value!r} must map names to numbers")
+            for name, entry in value.items():
+                self._check_number(entry, f"{path}.{name}")
+            if value and not sum(value.values()) > 0:
+                raise ConfigError(f"{path}={dict(value)} sums to 0; at least one weight must be positive")
+        else:
+            if not isinstance(value, (list, tuple)) or not value:
+                raise ConfigError(f"{path}={value!r} must be a non-empty list of numbers")
+            for i, entry in enumerate(value):
+                self._check_number(entry, f"{path}[{i}]")
+
+    def _check_number(self, value, path: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{path}={value!r} must be a {'whole ' if self.whole else ''}number")
+        if not math.isfinite(value) or not self.low <= value <= self.high:
+            raise ConfigError(f"{path}={value!r} is out of range; use a number in {_range(self.low, self.high)}")
+        if self.whole and value != int(value):
+            raise ConfigError(f"{path}={value!r} must be a whole number")
+
+
+def number(default, *, low=-math.inf, high=1e30, whole=False, doc="") -> Field:
+    return Field("number", default, low=low, high=high if not whole else min(high, 2**53), whole=whole, doc=doc)
+
+
+def text(default: str, *, choices: tuple[str, ...] = (), doc="") -> Field:
+    return Field("text", default, choices=choices, doc=doc)
+
+
+def flag(default: bool, doc="") -> Field:
+    return Field("flag", default, doc=doc)
+
+
+def table(default: dict[str, float], *, low=-math.inf, high=1e30, doc="") -> Field:
+    return Field("table", default, low=low, high=high, doc=doc)
+
+
+def numbers(default: tuple, *, low=-math.inf, high=1e30, whole=False, doc="") -> Field:
+    return Field("list", default, low=low, high=high, whole=whole, doc=doc)
+
+
+class Section:
+    """Named fields and sub-sections."""
+
+    def __init__(self, **entries: "Field | Section"):
+        self.entries = entries
+
+    def __or__(self, other: "Section") -> "Section":
+        return Section(**self.entries, **other.entries)
+
+    def defaults(self, **overrides) -> ml_collections.ConfigDict:
+        out = ml_collections.ConfigDict()
+        for name, entry in self.entries.items():
+            default = entry.defaults() if isinstance(entry, Section) else entry.default
+            out[name] = ml_collections.ConfigDict(default) if isinstance(default, dict) else default
+        for name, value in overrides.items():
+            if name not in out:
+                raise ConfigError(f"unknown key {name!r}{_did_you_mean(name, self.entries)}")
+            out[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+        return out
+
+    def validate(self, config: Mapping, path: str) -> None:
+        for name in config:
+            if name not in self.entries:
+                raise ConfigError(f"{path}.{name}: unknown key{_did_you_mean(name, self.entries)}")
+        for name, entry in self.entries.items():
+            if name not in config:
+                raise ConfigError(f"{path}.{name}: missing")
+            if isinstance(entry, Section):
+                entry.validate(config[name], f"{path}.{name}")
+            else:
+                entry.check(config[name], f"{path}.{name}")
+
+
+def plain(config) -> Any:
+    """ConfigDicts, tuples and nested mappings as plain dicts and lists: what is hashed and stored."""
+    if isinstance(config, Mapping):
+        return {key: plain(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [plain(value) for value in config]
+    return config
+
+
+def digest(value) -> str:
+    """Short SHA-256 of a JSON-able value: the identity of a run or of a stage."""
+    canonical = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _did_you_mean(name, known) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+    return f" (did you mean {close[0]!r}?)" if close else (f"; known: {', '.join(known)}" if known else "")
+
+
+def _range(low: float, high: float) -> str:
+    return f"[{low:g}, {high:g}]"

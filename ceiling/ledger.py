@@ -1,0 +1,134 @@
+"""The compute ledger: closed-form FLOPs and an account of everything a run spends.
+
+Conventions (methods as in Kaplan et al., 2020, with exact attention terms): one multiply-add is 2 FLOPs;
+the embedding lookup is free, the output head counts once whether tied or not; a causal token at
+context length t pays 4 * N * H * t per layer for scores and values, so a sequence of T tokens pays
+2 * L * N * H * T * (T + 1). Backward costs twice the forward. XLA's own counter is the check, not the
+source: it counts the body of a scan once.
+
+Every entry is charged to a phase and a model; student-side work is what the comparison matches on.
+"""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+# Phases of student-side work that count towards an arm's budget. Evaluation is charged apart.
+BUDGET_PHASES = ("rollout", "score", "train")
+TRAIN_FACTOR = 3.0  # forward + backward, in forwards
+
+
+def forward_flops(config, lengths, *, causal: bool = True, head_tokens=None) -> float:
+    """FLOPs of one forward pass over independent sequences of the given lengths.
+
+    config: ModelConfig. lengths: int or array of token counts. causal=False prices a kernel that
+    executes the full square (T^2 where the causal form has T(T+1)/2, times two). head_tokens: number
+    of tokens per sequence that the output head runs on (default: all of them).
+    """
+    T = np.asarray(lengths, np.float64)
+    head_T = T if head_tokens is None else np.broadcast_to(np.asarray(head_tokens, np.float64), T.shape)
+    linear = 2.0 * layer_matmul_parameters(config) * config.layers * T
+    head = 2.0 * config.vocab_size * config.width * head_T
+    pairs = T * (T + 1) / 2 if causal else T * T
+    attention = 4.0 * config.layers * config.heads * config.head_dim * pairs
+    return float(np.sum(linear + head + attention))
+
+
+def layer_matmul_parameters(config) -> int:
+    """Weights of one block that take part in matrix products."""
+    attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
+    return attention + 3 * config.width * config.ffn
+
+
+def sampling_flops(config, prompt_lengths, lengths_Nn) -> float:
+    """Generation with each prompt prefilled once (head on its last token only) for all its samples:
+    F(P), then F(P + R) - F(P) per sample."""
+    P_N = np.asarray(prompt_lengths, np.float64)
+    R_Nn = np.asarray(lengths_Nn, np.float64)
+    prefill = forward_flops(config, P_N, head_tokens=1)
+    P_Nn = np.broadcast_to(P_N[:, None], R_Nn.shape)
+    return prefill + forward_flops(config, P_Nn + R_Nn) - forward_flops(config, P_Nn)
+
+
+@dataclasses.dataclass
+class Entry:
+    """Totals of one (phase, model). tokens are useful ones; executed_tokens include padding and idle
+    slots, and are reported apart."""
+
+    flops: float = 0.0
+    tokens: int = 0
+    executed_tokens: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+
+
+class Ledger:
+    """Additive account of one arm. Serialises to plain JSON and back without loss."""
+
+    def __init__(self):
+        self.entries: dict[tuple[str, str], Entry] = collections.defaultdict(Entry)
+        self.counters: collections.Counter = collections.Counter()
+        self.problems: set[int] = set()
+
+    def charge(self, phase: str, model: str, *, flops=0.0, tokens=0, executed_tokens=None, sequences=0, seconds=0.0):
+        """Add work. model: "policy", "ema", "reference" or "teacher"."""
+        if min(flops, tokens, sequences, seconds) < 0:
+            raise ValueError(f"ledger: negative charge to {phase}/{model}; work can only be added")
+        entry = self.entries[phase, model]
+        entry.flops += float(flops)
+        entry.tokens += int(tokens)
+        entry.executed_tokens += int(tokens if executed_tokens is None else executed_tokens)
+        entry.sequences += int(sequences)
+        entry.seconds += float(seconds)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Events that are not FLOPs: verdicts by outcome, supervised tokens, filtered groups, ..."""
+        self.counters[name] += int(amount)
+
+    def expose(self, problem_ids) -> None:
+        """Problems that an arm has learned from; a set, so repeats do not count twice."""
+        self.problems.update(int(i) for i in problem_ids)
+
+    @property
+    def student_flops(self) -> float:
+        """Sampling + scoring + training by every model but the teacher."""
+        return sum(e.flops for (phase, model), e in self.entries.items()
+                   if phase in BUDGET_PHASES and model != "teacher")  # fmt: skip
+
+    @property
+    def teacher_flops(self) -> float:
+        return sum(e.flops for (phase, model), e in self.entries.items()
+                   if phase in BUDGET_PHASES and model == "teacher")  # fmt: skip
+
+    def spent(self, axis: str) -> float:
+        """The value that arms are matched on: "student" or "total" (teacher included)."""
+        return self.student_flops + (self.teacher_flops if axis == "total" else 0.0)
+
+    def merge(self, other: "Ledger") -> None:
+        for (phase, model), e in other.entries.items():
+            self.charge(phase, model, **dataclasses.asdict(e))
+        self.counters.update(other.counters)
+        self.problems |= other.problems
+
+    def rows(self) -> list[dict]:
+        """One plain dict per (phase, model), for tables."""
+        return [
+            {"phase": phase, "model": model, "student": phase in BUDGET_PHASES and model != "teacher",
+             **dataclasses.asdict(entry)}
+            for (phase, model), entry in sorted(self.entries.items())
+        ]  # fmt: skip
+
+    def to_json(self) -> dict:
+        return {"entries": self.rows(), "counters": dict(sorted(self.counters.items())),
+                "problems": sorted(self.problems)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: dict) -> "Ledger":
+        ledger = cls()
+        for row in data["entries"]:
+            fields = {f.name: row[f.name] for f in dataclasses.fields(Entry)}
+            ledger.charge(row["phase"], row["model"], **fields)
+        ledger.counters.update(data["counters"])
+        ledger.problems.update(data["problems"])
+        return ledger

@@ -1,0 +1,156 @@
+"""What a task is: problems with prompts, a verdict on a response, and the texts regimes learn from.
+
+Nothing outside `ceiling/tasks/<name>` knows any task by name: the lab and a user's own file go
+through this interface alone. A task is one module or package `ceiling/tasks/<name>` that exports
+`make(task_config, data_config) -> Task` and `CONFIG`, its config section.
+"""
+
+import dataclasses
+import enum
+import importlib
+import pkgutil
+from typing import Any, Protocol
+
+import numpy as np
+
+import ceiling.tasks
+from ceiling.config import ConfigError
+
+
+class Outcome(enum.IntEnum):
+    """Kept apart everywhere: a response that cannot be parsed is not a wrong answer, and a
+    verifier that failed is neither."""
+
+    WRONG = 0
+    RIGHT = 1
+    UNPARSED = 2
+    ERROR = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """outcome; the canonical answer read from the response; dense credit in [0, 1];
+    process: True valid, False invalid, None not judged; strategy: label or None."""
+
+    outcome: Outcome
+    answer: str | None = None
+    credit: float = 0.0
+    process: bool | None = None
+    strategy: str | None = None
+
+    @property
+    def right(self) -> bool:
+        return self.outcome is Outcome.RIGHT
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """id keys the sampling noise (uint32, unique within a task); prompt and answer are text."""
+
+    id: int
+    group: str
+    prompt: str
+    answer: str
+    meta: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A set of problems reported apart. trap: isolates one mechanism by design, and is labelled so."""
+
+    name: str
+    title: str
+    description: str
+    prior: str
+    trap: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Training text: the loss counts on the response only (on everything if prompt is empty)."""
+
+    prompt: str
+    response: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """Plain text split at one point for RLP: after `context` the model may think; a thought ends
+    with the one-token text `stop`; `bridge` follows it; `continuation` is the observed text that is
+    scored. `empty` is the shortest wrapped non-thought (the honest baseline: without it the template
+    shift itself would count as information). CPT trains on context + stop + bridge + continuation.
+    """
+
+    context: str
+    stop: str
+    bridge: str
+    continuation: str
+    empty: str
+
+
+class Task(Protocol):
+    """Everything the rest of the project asks of a task."""
+
+    name: str
+    tokenizer: Any
+    groups: tuple[Group, ...]
+    max_response_tokens: int
+
+    def evaluation(self) -> list[Problem]:
+        """The evaluation problems, the same for every arm and training seed."""
+
+    def training(self, mix: dict[str, float], size: int) -> list[Problem]:
+        """A pool of `size` training problems, groups in exact proportion to `mix`."""
+
+    def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
+        """`count` documents of the "prior" or the "teacher" corpus."""
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | None:
+        """A correct response, or None where this task's curators have none."""
+
+    def passage(self, problem: Problem) -> Passage:
+        """The problem as plain text for RLP and continued pretraining."""
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """Verdict on a response (text after the prompt, end marker included if it was produced)."""
+
+    def gate(self) -> tuple[list[Problem], str, float] | None:
+        """Problems, a forced start of the response and the accuracy that a usable prior must reach."""
+
+
+def load(task_config, data_config) -> Task:
+    """The task that `task_config.name` names, on the user's data if it reads any."""
+    return module(task_config["name"]).make(task_config, data_config)
+
+
+def module(name: str):
+    """The module of a task by name; an unknown one is refused with the known ones listed."""
+    known = sorted(m.name for m in pkgutil.iter_modules(ceiling.tasks.__path__) if m.name not in _NOT_TASKS)
+    if name not in known:
+        raise ConfigError(f"config.task.name={name!r} is not a task; known: {', '.join(known)}")
+    return importlib.import_module(f"ceiling.tasks.{name}")
+
+
+_NOT_TASKS = ("base", "numeric", "rewards")
+
+
+class Verifier:
+    """Verdicts with a memory: equal responses to one problem are judged once, every one is counted.
+
+    A verifier that raises is an ERROR verdict, counted; the caller decides when there are too many.
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self._known: dict[tuple[int, str], Verdict] = {}
+
+    def __call__(self, problem: Problem, response: str) -> Verdict:
+        key = (problem.id, response)
+        verdict = self._known.get(key)
+        if verdict is None:
+            try:
+                verdict = self.task.verify(problem, response)
+            except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
+                verdict = Verdict(Outcome.ERROR)
+            self._known[key] = verdict
+        return verdict

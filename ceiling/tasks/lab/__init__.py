@@ -1,0 +1,107 @@
+"""The lab: a task whose pretraining corpus is generated, so that "new" has a meaning.
+
+Letters name maps on 4-digit strings; the corpus shows each letter's true map with a set probability.
+Groups, language, corpus and verifier are in the files beside this one.
+"""
+
+import numpy as np
+
+from ceiling.config import Section, number, table, text
+from ceiling.data.tokens import CharTokenizer
+from ceiling.tasks.base import Document, Group, Passage, Problem, Verdict
+from ceiling.tasks.lab import language as lang
+from ceiling.tasks.lab import prior, problems, verifier
+
+CONFIG = Section(
+    name=text("lab"),
+    seed=number(2026, whole=True, low=0, doc="draws the problems; the same for every training seed"),
+    evaluation_per_group=number(32, whole=True, low=1),
+    training_per_group=number(1024, whole=True, low=1),
+    gate_problems=number(64, whole=True, low=1),
+    gate_accuracy=number(0.95, low=0, high=1, doc="executed-skill accuracy below which a prior is unfit"),
+    rho=table({"R": 0.05, "V": 0.01, "U": 0.002}, low=0, high=1, doc="share of true associations"),
+    strategies=table({"S": 0.20, "P": 0.15, "T": 0.15, "D": 0.15, "B": 0.15, "N": 0.20}, low=0,
+                     doc="strategy mixture of the prior's corpus"),
+    depths=table({"1": 0.33, "2": 0.33, "3": 0.31, "4": 0.03}, low=0, doc="depth mixture of the corpus"),
+    teacher_strategies=table({"S": 0.45, "P": 0.25, "T": 0.15, "D": 0.15}, low=0),
+    teacher_depths=table({"1": 0.35, "2": 0.35, "3": 0.25, "4": 0.05}, low=0),
+    demonstrations=table({"S": 0.45, "P": 0.30, "T": 0.15, "D": 0.10}, low=0,
+                         doc="strategy mixture of the curated demonstrations"),
+    demonstrated_groups=text("C R V U X M", doc="groups whose demonstrations the curators have"),
+)  # fmt: skip
+
+
+class Lab:
+    """Task; see ceiling.tasks.base.Task."""
+
+    name = "lab"
+    groups: tuple[Group, ...] = problems.GROUPS
+    max_response_tokens = lang.MAX_RESPONSE
+
+    def __init__(self, config):
+        self.config = config
+        self.tokenizer = CharTokenizer(lang.SYMBOLS, eos="$")
+        self.splits = problems.make_splits(
+            config["seed"], config["evaluation_per_group"], config["training_per_group"],
+            config["gate_problems"],
+        )  # fmt: skip
+
+    def evaluation(self) -> list[Problem]:
+        return [p for group in self.splits.evaluation.values() for p in group]
+
+    def training(self, mix: dict[str, float], size: int) -> list[Problem]:
+        counts = _apportion(mix, size)
+        out = []
+        for group, count in counts.items():
+            pool = self.splits.training.get(group)
+            if pool is None or count > len(pool):
+                raise ValueError(
+                    f"config.train.mix: group {group!r} needs {count} training problems, the lab has "
+                    f"{len(pool or ())}; known groups: {' '.join(problems.NAMES)}"
+                )
+            out += pool[:count]
+        return out
+
+    def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
+        c = self.config
+        if kind == "prior":
+            recipe = prior.prior_recipe(c["rho"], c["strategies"], c["depths"].values())
+        else:
+            recipe = prior.teacher_recipe(c["teacher_strategies"], c["teacher_depths"].values())
+        teacher = kind == "teacher"
+        return prior.write(recipe, seed, count, self.splits.prompts, conventions=teacher)[0]
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | None:
+        if problem.group not in self.config["demonstrated_groups"].split():
+            return None
+        letters, digits = problem.meta
+        mixture = self.config["demonstrations"]
+        weights = np.array(list(mixture.values()))
+        strategy = str(rng.choice(list(mixture), p=weights / weights.sum()))
+        if problem.group == "M":  # only the right-to-left working reaches the truth
+            strategy = "B"
+        return lang.render(strategy, [lang.TRUTH[c] for c in letters], digits)
+
+    def passage(self, problem: Problem) -> Passage:
+        return Passage(problem.prompt, stop="#", bridge="", continuation=problem.answer + "$", empty="D#")
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        return verifier.verify(*problem.meta, problem.answer, response)
+
+    def gate(self):
+        return self.splits.gate, "S", self.config["gate_accuracy"]
+
+
+def make(config, data) -> Lab:
+    """The lab reads no user data; `data` is part of every task's signature."""
+    return Lab(config)
+
+
+def _apportion(mix: dict[str, float], size: int) -> dict[str, int]:
+    """Largest-remainder counts: exact proportions, nothing lost to rounding."""
+    total = sum(mix.values())
+    exact = {g: size * w / total for g, w in mix.items() if w > 0}
+    counts = {g: int(x) for g, x in exact.items()}
+    for g in sorted(exact, key=lambda g: counts[g] - exact[g])[: size - sum(counts.values())]:
+        counts[g] += 1
+    return counts

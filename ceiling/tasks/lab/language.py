@@ -1,0 +1,110 @@
+"""The lab's language: letters that name maps on 4-digit strings, and ways to work them out.
+
+A prompt is four operation slots (applied left to right, "." pads), four digits and "=":
+"ab..1234=". A response starts with its strategy's label and ends with "#dddd$". Inside it, each
+function has a token of its own, so that *which* map a letter means (the association) and *executing*
+a map are separate skills: the corpus can make the one rare while the other is common.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+DIGITS = "0123456789"
+SLOTS = 4
+MAX_RESPONSE = 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """y_i = scale * x_(i+shift mod 4) + offset_i, mod 10. shift != 0 crosses digits."""
+
+    scale: int
+    offset: tuple[int, int, int, int]
+    shift: int = 0
+
+    def __call__(self, digits_N4: np.ndarray) -> np.ndarray:
+        return (self.scale * np.roll(digits_N4, -self.shift, axis=-1) + np.array(self.offset)) % 10
+
+
+def _add(*offset: int) -> Map:
+    return Map(1, offset * 4 if len(offset) == 1 else offset)
+
+
+# Function tokens, by how often the corpus shows a letter followed by them.
+COMMON = {"α": _add(1), "β": Map(-1, (9,) * 4), "γ": Map(2, (0,) * 4),
+          "δ": _add(1, 9, 1, 9), "ε": _add(0, 5, 0, 5), "ζ": _add(4)}  # fmt: skip
+SKILLS = {"η": _add(3), "θ": _add(2, 0, 0, 2), "ι": _add(9), "κ": _add(0, 3, 3, 0)}
+ABSENT = {"λ": Map(3, (0,) * 4), "μ": Map(7, (0,) * 4), "ν": Map(1, (0,) * 4, shift=1)}
+DECOYS = {"ρ": _add(6), "σ": _add(2), "τ": _add(3, 0, 3, 0), "υ": _add(4, 4, 0, 0),
+          "φ": _add(7), "χ": _add(0, 0, 6, 6), "ψ": _add(8, 0, 8, 0)}  # fmt: skip
+FUNCTIONS = COMMON | SKILLS | ABSENT | DECOYS
+
+# Letter -> its true function. Decoys take the place of the truth with probability 1 - rho.
+COMMON_LETTERS = dict(zip("abcdef", COMMON, strict=True))
+RARE_LETTERS = dict(zip("ghij", SKILLS, strict=True))
+ABSENT_LETTERS = dict(zip("klq", ABSENT, strict=True))
+ALIAS_LETTERS = dict(zip("mnop", SKILLS, strict=True))  # always true: the skill is known, the name rare
+TRUTH = COMMON_LETTERS | RARE_LETTERS | ABSENT_LETTERS | ALIAS_LETTERS
+DECOY_OF = dict(zip("ghijklq", DECOYS, strict=True))
+
+STRATEGIES = {
+    "S": "step by step: each function token, then the state after it",
+    "P": "plan first: all function tokens, then the states",
+    "T": "terse: the states alone, function tokens unspoken",
+    "D": "direct: the answer alone",
+    "B": "right to left: like S, operations in reverse order",
+    "N": "noisy: like S, each function replaced by a random common one half of the time",
+}
+SYMBOLS = "=#$." + DIGITS + "".join(TRUTH) + "".join(FUNCTIONS) + "".join(STRATEGIES)
+
+
+def digits_of(text: str) -> np.ndarray:
+    return np.array([ord(c) - 48 for c in text])
+
+
+def text_of(digits_4: np.ndarray) -> str:
+    return "".join(DIGITS[d] for d in digits_4)
+
+
+def prompt(letters: str, digits: str) -> str:
+    return letters.ljust(SLOTS, ".") + digits + "="
+
+
+def read_prompt(text: str) -> tuple[str, str]:
+    """(letters, digits) of a prompt."""
+    return text[:SLOTS].rstrip("."), text[SLOTS : SLOTS + 4]
+
+
+def run(functions: Sequence[str], digits: str) -> list[str]:
+    """States after each function token, in order."""
+    state, out = digits_of(digits), []
+    for name in functions:
+        state = FUNCTIONS[name](state)
+        out.append(text_of(state))
+    return out
+
+
+def render(strategy: str, functions: Sequence[str], digits: str) -> str:
+    """The response that works `functions` out by `strategy` (B reverses them, N is given its own)."""
+    ordered = list(functions)[::-1] if strategy == "B" else list(functions)
+    states = run(ordered, digits)
+    body = {
+        "P": "".join(ordered) + "".join(states),
+        "T": "".join(states),
+        "D": "",
+    }.get(strategy, "".join(f + s for f, s in zip(ordered, states, strict=True)))
+    return f"{strategy}{body}#{states[-1]}$"
+
+
+def trap(digits: str) -> bool:
+    """Whether group M's minority convention (right to left) holds for these digits."""
+    a, b, c, d = digits_of(digits)
+    return (3 * a + 7 * b + 2 * c + 6 * d) % 7 == 0
+
+
+def truth(letters: str, digits: str) -> str:
+    """The answer: true functions left to right, or right to left where `trap` holds."""
+    functions = [TRUTH[c] for c in letters]
+    return run(functions[::-1] if trap(digits) else functions, digits)[-1]

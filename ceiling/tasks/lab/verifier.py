@@ -1,0 +1,35 @@
+"""Verdict on the answer and on the process of a lab response.
+
+Format: label, working, "#", exactly four digits, "$". Anything else is unparsed. The process is valid
+when every function token is the letter's true function, every state follows from the one before, and
+the answer repeats the last state; the direct strategy shows no process to judge.
+"""
+
+from ceiling.tasks.base import Outcome, Verdict
+from ceiling.tasks.lab import language as lang
+
+
+def verify(letters: str, digits: str, answer: str, response: str) -> Verdict:
+    strategy = response[0] if response[:1] in lang.STRATEGIES else None
+    head, hash_, tail = response.partition("#")
+    given = tail[:-1]
+    if not hash_ or tail[-1:] != "$" or len(given) != 4 or any(c not in lang.DIGITS for c in given):
+        return Verdict(Outcome.UNPARSED, strategy=strategy)
+    credit = sum(g == t for g, t in zip(given, answer, strict=True)) / 4
+    outcome = Outcome.RIGHT if given == answer else Outcome.WRONG
+    return Verdict(outcome, given, credit, _process(strategy, letters, digits, head[1:], given), strategy)
+
+
+def _process(strategy: str | None, letters: str, digits: str, working: str, given: str) -> bool | None:
+    """True or False where the strategy shows its working, None where there is none to judge."""
+    if strategy is None:
+        return False
+    if strategy == "D":
+        return None if not working else False
+    functions = [lang.TRUTH[c] for c in letters]
+    order = "B" if strategy == "B" else "S"
+    if (order == "B") != lang.trap(digits) and len(letters) > 1:
+        return False  # the convention that holds here is the other direction
+    shape = "S" if strategy == "N" else strategy
+    expected = lang.render(shape, functions, digits).partition("#")
+    return working == expected[0][1:] and given == expected[2][:-1]

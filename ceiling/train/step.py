@@ -1,0 +1,70 @@
+"""The one train step, used by every regime and by pretraining.
+
+A loss returns (sum, denominator, metrics), never a mean; the step scans over micro-batches, adds
+sums and denominators, and divides once by the global denominator. So a batch gives the same update
+however it is split over micro-batches or devices (invariant X-3).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """params; optimiser state; aux: a regime's own slow state (RLP's EMA), or None; step and the
+    number of updates that were skipped because a gradient was not finite."""
+
+    params: Any
+    opt_state: Any
+    aux: Any
+    step: jax.Array
+    skipped: jax.Array
+
+
+def init_state(params, optimiser: optax.GradientTransformation, aux=None) -> TrainState:
+    return TrainState(params, optimiser.init(params), aux, jnp.int32(0), jnp.int32(0))
+
+
+def make_step(loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None):
+    """`step(state, microbatches, frozen, lr) -> (state, metrics)`, jitted, `state` donated.
+
+    loss(params, batch, frozen) -> (sum, denominator, {name: (sum, denominator)}).
+    microbatches: a Batch with a leading micro-batch axis. after_update(aux, params) -> aux.
+    An update with a non-finite gradient is skipped and counted, never applied; the caller stops
+    after a limit. Metrics come back as scalars on the device: fetch them one step late.
+    """
+
+    def total(params, batch, frozen):
+        loss_sum, denominator, metrics = loss(params, batch, frozen)
+        return loss_sum, (denominator, metrics)
+
+    def step(state: TrainState, microbatches, frozen, lr):
+        def accumulate(carry, batch):
+            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(state.params, batch, frozen)
+            return jax.tree.map(jnp.add, carry, (loss_sum, aux, grads)), None
+
+        one = jax.tree.map(lambda leaf: leaf[0], microbatches)
+        shapes = jax.eval_shape(jax.value_and_grad(total, has_aux=True), state.params, one, frozen)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (*shapes[0], shapes[1]))
+        (loss_sum, (denominator, metrics), grads), _ = jax.lax.scan(accumulate, zeros, microbatches)
+        safe = jnp.maximum(denominator, 1e-9)
+        grads = jax.tree.map(lambda g: g / safe, grads)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
+        aux = after_update(state.aux, params) if after_update else state.aux
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+        state = TrainState(
+            params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
+            aux=keep(aux, state.aux), step=state.step + 1, skipped=state.skipped + ~good,
+        )  # fmt: skip
+        out = {name: s / jnp.maximum(d, 1e-9) for name, (s, d) in metrics.items()}
+        return state, {"loss": loss_sum / safe, "grad_norm": norm, "skipped": state.skipped, **out}
+
+    return jax.jit(step, donate_argnums=0)
