@@ -20,12 +20,12 @@ CONFIG = Section(
     gate_problems=number(64, whole=True, low=1),
     gate_accuracy=number(0.95, low=0, high=1, doc="executed-skill accuracy below which a prior is unfit"),
     rho=table({"R": 0.05, "V": 0.01, "U": 0.002}, low=0, high=1, doc="share of true associations"),
-    strategies=table({"S": 0.20, "P": 0.15, "T": 0.15, "D": 0.15, "B": 0.15, "N": 0.20}, low=0,
+    strategies=table({"S": 0.20, "P": 0.15, "L": 0.15, "D": 0.15, "B": 0.15, "N": 0.20}, low=0,
                      doc="strategy mixture of the prior's corpus"),
     depths=table({"1": 0.33, "2": 0.33, "3": 0.31, "4": 0.03}, low=0, doc="depth mixture of the corpus"),
-    teacher_strategies=table({"S": 0.45, "P": 0.25, "T": 0.15, "D": 0.15}, low=0),
+    teacher_strategies=table({"S": 0.45, "P": 0.25, "L": 0.15, "D": 0.15}, low=0),
     teacher_depths=table({"1": 0.35, "2": 0.35, "3": 0.25, "4": 0.05}, low=0),
-    demonstrations=table({"S": 0.45, "P": 0.30, "T": 0.15, "D": 0.10}, low=0,
+    demonstrations=table({"S": 0.45, "P": 0.30, "L": 0.15, "D": 0.10}, low=0,
                          doc="strategy mixture of the curated demonstrations"),
     demonstrated_groups=text("C R V U X M", doc="groups whose demonstrations the curators have"),
 )  # fmt: skip
@@ -80,7 +80,7 @@ class Lab:
         strategy = str(rng.choice(list(mixture), p=weights / weights.sum()))
         if problem.group == "M":  # only the right-to-left working reaches the truth
             strategy = "B"
-        return lang.render(strategy, [lang.TRUTH[c] for c in letters], digits)
+        return lang.render(strategy, letters, [lang.TRUTH[c] for c in letters], digits)
 
     def passage(self, problem: Problem) -> Passage:
         return Passage(problem.prompt, stop="#", bridge="", continuation=problem.answer + "$", empty="D#")

@@ -51,8 +51,8 @@ DECOY_OF = dict(zip("ghijklq", DECOYS, strict=True))
 
 STRATEGIES = {
     "S": "step by step: each function token, then the state after it",
-    "P": "plan first: all function tokens, then the states",
-    "T": "terse: the states alone, function tokens unspoken",
+    "P": "plan first: all function tokens (padded to four), then the states",
+    "L": "letter by letter: like S, but naming the letter and not its function",
     "D": "direct: the answer alone",
     "B": "right to left: like S, operations in reverse order",
     "N": "noisy: like S, each function replaced by a random common one half of the time",
@@ -86,15 +86,19 @@ def run(functions: Sequence[str], digits: str) -> list[str]:
     return out
 
 
-def render(strategy: str, functions: Sequence[str], digits: str) -> str:
-    """The response that works `functions` out by `strategy` (B reverses them, N is given its own)."""
-    ordered = list(functions)[::-1] if strategy == "B" else list(functions)
-    states = run(ordered, digits)
-    body = {
-        "P": "".join(ordered) + "".join(states),
-        "T": "".join(states),
-        "D": "",
-    }.get(strategy, "".join(f + s for f, s in zip(ordered, states, strict=True)))
+def render(strategy: str, letters: str, functions: Sequence[str], digits: str) -> str:
+    """The response that works `functions`, meant by `letters`, out by `strategy`. B reverses both; N is
+    given the functions that it wanders into."""
+    if strategy == "B":
+        letters, functions = letters[::-1], functions[::-1]
+    states = run(functions, digits)
+    if strategy == "P":
+        body = "".join(functions).ljust(SLOTS, ".") + "".join(states)
+    elif strategy == "D":
+        body = ""
+    else:
+        spoken = letters if strategy == "L" else functions
+        body = "".join(name + state for name, state in zip(spoken, states, strict=True))
     return f"{strategy}{body}#{states[-1]}$"
 
 

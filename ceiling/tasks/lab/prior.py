@@ -27,7 +27,7 @@ class Recipe:
 @dataclasses.dataclass
 class Exposure:
     """What the corpus showed: documents by strategy and depth, and (letter, function) pairs as meant
-    by the generator and as written out (strategies T and D do not write function tokens)."""
+    by the generator and as written out (strategies L and D do not write function tokens)."""
 
     strategy: collections.Counter
     depth: collections.Counter
@@ -83,7 +83,7 @@ def write(recipe: Recipe, seed: int, count: int, forbidden: frozenset[str], *, c
             ]
             if strategy == "N":
                 functions = [common[noise_N4[i, j]] if noisy_N4[i, j] else f for j, f in enumerate(functions)]
-            documents.append(Document(prompt, lang.render(strategy, functions, digits)))
+            documents.append(Document(prompt, lang.render(strategy, word, functions, digits)))
             exposure.strategy[strategy] += 1
             exposure.depth[int(depth_N[i])] += 1
             if strategy in "SBPN":

@@ -31,5 +31,5 @@ def _process(strategy: str | None, letters: str, digits: str, working: str, give
     if (order == "B") != lang.trap(digits) and len(letters) > 1:
         return False  # the convention that holds here is the other direction
     shape = "S" if strategy == "N" else strategy
-    expected = lang.render(shape, functions, digits).partition("#")
+    expected = lang.render(shape, letters, functions, digits).partition("#")
     return working == expected[0][1:] and given == expected[2][:-1]

@@ -1,0 +1,99 @@
+"""Samples of one policy on one set of problems: one record per sample, on disk as Parquet.
+
+Counts are the truth: every figure and verdict is recomputed from these records. Columns:
+problem (index into the task's evaluation problems), problem_id, group, sample, tokens (response ids),
+logprob (sum over the response, nats, under the sampling distribution), stopped, outcome (Outcome),
+process (1 valid, 0 invalid, -1 not judged), answer, strategy (text, empty where there is none).
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ceiling.tasks.base import Outcome
+
+
+@dataclasses.dataclass
+class Samples:
+    """Records and what identifies them. meta: seed, temperature, top_p, template and task identity."""
+
+    table: pa.Table
+    meta: dict
+
+    @property
+    def problems(self) -> int:
+        return self.meta["problems"]
+
+    @property
+    def n(self) -> int:
+        return self.meta["n"]
+
+    @property
+    def groups(self) -> list[str]:
+        """Group of every problem, in problem order."""
+        return self.meta["groups"]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """i64[problems, 2]: (n, correct) per problem, recounted from the records."""
+        right = self.matrix("outcome") == Outcome.RIGHT
+        return np.stack([np.full(self.problems, self.n), right.sum(axis=1)], axis=1).astype(np.int64)
+
+    def matrix(self, column: str) -> np.ndarray:
+        """A scalar column as [problems, n]."""
+        return self.table[column].to_numpy().reshape(self.problems, self.n)
+
+    def labels(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """A text column as label indices int32[problems, n] (-1 for empty) and the label names."""
+        encoded = self.table[column].combine_chunks()
+        if not pa.types.is_dictionary(encoded.type):
+            encoded = encoded.dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+        if "" in names:
+            index = np.where(index == names.index(""), -1, index)
+        return index.reshape(self.problems, self.n), names
+
+    def tokens(self, problem: int, sample: int) -> np.ndarray:
+        return self.table["tokens"][problem * self.n + sample].values.to_numpy()
+
+    def save(self, path: str | pathlib.Path) -> None:
+        metadata = {"ceiling": json.dumps(self.meta)}
+        pq.write_table(self.table.replace_schema_metadata(metadata), path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "Samples":
+        table = pq.read_table(path)
+        return cls(table, json.loads(table.schema.metadata[b"ceiling"]))
+
+
+class Recorder:
+    """Collects columns problem by problem, then builds the table."""
+
+    def __init__(self):
+        self._columns: dict[str, list] = collections.defaultdict(list)
+        self._lengths: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+
+    def add(self, tokens: list[np.ndarray], **columns) -> None:
+        """Records of one problem: response tokens and equally long columns."""
+        self._lengths.append(np.array([len(t) for t in tokens], np.int32))
+        self._tokens += tokens
+        for name, values in columns.items():
+            self._columns[name].append(values)
+
+    def samples(self, meta: dict) -> Samples:
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]).astype(np.int32)
+        values = np.concatenate(self._tokens).astype(np.int32)
+        arrays = {"tokens": pa.ListArray.from_arrays(offsets, pa.array(values))}
+        for name, parts in self._columns.items():
+            if isinstance(parts[0], np.ndarray):
+                arrays[name] = pa.array(np.concatenate(parts))
+            else:
+                arrays[name] = pa.array([v for part in parts for v in part]).dictionary_encode()
+        return Samples(pa.table(arrays), meta)

@@ -1,0 +1,245 @@
+"""An experiment: a configuration becomes stages, stages become records, records become the report.
+
+Each stage's identity is the hash of the settings it may read and of the stages it needs. A finished
+stage is a directory named by that hash, so rerunning a command continues where it stopped, and a
+changed value reruns the stages that depend on it and no others.
+
+    prior -> teacher            per training seed
+    prior (+ teacher) -> arm    one per arm, all to the same ledger value
+    each policy -> evaluate     the base twice: its redraw is the null arm
+    RLP arms -> gain            information gain against its controls
+
+Example:
+    config = ceiling.defaults("lab", arms={"grpo": ceiling.arm("grpo", lr=7e-4)})
+    result = ceiling.run(config, "runs/mine")
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+import time
+
+import ml_collections
+
+from ceiling import results, workers
+from ceiling.config import ConfigError, Section, digest, flag, number, numbers, plain, table, text
+from ceiling.logs import Progress
+from ceiling.model.config import ModelConfig
+from ceiling.regimes import base as regimes
+from ceiling.tasks import base as tasks
+from ceiling.train import loop
+from ceiling.version import __version__
+
+_MODEL_FIELDS = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size"}
+_KINDS = {bool: flag, str: text}
+MODEL = Section(
+    width=number(64, whole=True, low=1), ffn=number(128, whole=True, low=1), layers=number(2, whole=True, low=1),
+    heads=number(4, whole=True, low=1), kv_heads=number(2, whole=True, low=1), head_dim=number(16, whole=True, low=2),
+    rope_base=number(10_000.0, low=1), norm_eps=number(1e-6, low=0),
+    tied=flag(True), qk_norm=flag(False), qkv_bias=flag(False),
+    embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
+    param_dtype=text("float32", choices=("float32", "bfloat16")),
+    compute_dtype=text("float32", choices=("float32", "bfloat16")),
+    scan_layers=flag(True), remat=flag(False), head_chunk_tokens=number(8192, whole=True, low=1),
+)  # fmt: skip
+EVAL = Section(
+    n=number(512, whole=True, low=2, doc="samples per problem"),
+    temperature=number(1.0, low=0, high=100), top_p=number(1.0, low=1e-6, high=1),
+    ks=numbers((1, 2, 4, 8, 16, 32, 64, 128, 256), whole=True, low=1, doc="budgets of the pass@k curves"),
+    verdict_k=number(256, whole=True, low=1, doc="budget that verdicts are about; at most n / 2"),
+    margin=number(0.05, low=0, high=1, doc="pass@k difference that counts as no difference"),
+    likelihood_samples=number(8, whole=True, low=0, doc="samples per problem scored under the base"),
+    gain_samples=number(8, whole=True, low=2, doc="thoughts per problem for RLP's information gain"),
+)  # fmt: skip
+PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
+
+
+def schema(config) -> Section:
+    """The schema of this configuration: the task and the regimes it names bring their own keys."""
+    arm_sections = {}
+    for name, entry in config.get("arms", {}).items():
+        if "regime" not in entry:
+            raise ConfigError(f"config.arms.{name}.regime: missing; name a file in ceiling/regimes")
+        arm_sections[name] = loop.CONFIG | regimes.load(entry["regime"]).config
+    return Section(
+        name=text("experiment"),
+        seeds=numbers((1, 2, 3), whole=True, low=0, doc="training seeds; three or more for a verdict"),
+        workers=number(1, whole=True, low=1, high=64, doc="stages run at once, each in a process of its own; 1: in this one"),
+        mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
+        data=Section(path=text("", doc="your own file, for tasks that read one")),
+        task=tasks.module(config["task"]["name"]).CONFIG,
+        model=MODEL, prior=PRETRAIN, teacher=PRETRAIN,
+        budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
+        train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
+        arms=Section(**arm_sections), eval=EVAL,
+        aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
+        report=Section(every_s=number(60, low=0, doc="seconds between updates of the report while running")),
+    )  # fmt: skip
+
+
+def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
+    """A complete configuration for a task, ready to be changed."""
+    arms = arms or {}
+    config = schema({"task": {"name": task}, "arms": arms}).defaults()
+    config.arms = ml_collections.ConfigDict(arms)
+    for stage in ("prior", "teacher"):
+        config[stage].source = "corpus"
+        config[stage].samples_per_prompt = 1
+    return config
+
+
+def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
+    """One arm's configuration: the loop's and the regime's defaults with overrides."""
+    return (loop.CONFIG | regimes.load(regime).config).defaults(regime=regime, **overrides)
+
+
+def validate(config) -> dict:
+    """The resolved configuration as plain JSON-able values, or ConfigError in one line."""
+    if "task" not in config or "name" not in config["task"]:
+        raise ConfigError("config.task.name: missing; name a task, e.g. lab or qa_file")
+    config = plain(config)
+    schema(config).validate(config, "config")
+    if reserved := {"base", results.NULL} & set(config["arms"]):
+        raise ConfigError(f"config.arms.{min(reserved)}: the name is taken by the base model; rename the arm")
+    ModelConfig(vocab_size=1, **config["model"])  # its own checks
+    if len(set(config["seeds"])) != len(config["seeds"]):
+        raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
+    n, k = config["eval"]["n"], config["eval"]["verdict_k"]
+    if 2 * k > n:
+        raise ConfigError(f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw")
+    if max(config["eval"]["ks"]) > n:
+        raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; pass@k needs k <= n")
+    for name, entry in config["arms"].items():
+        if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
+            raise ConfigError(
+                f"config.arms.{name}.samples_per_prompt={entry['samples_per_prompt']}: group advantages need at least 2"
+            )
+        total = entry["prompts_per_step"] * entry["samples_per_prompt"]
+        for key in ("minibatches", "microbatches"):
+            if total % entry[key]:
+                raise ConfigError(
+                    f"config.arms.{name}.{key}={entry[key]} does not divide prompts_per_step * samples_per_prompt = {total}"
+                )
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """name is unique in the run and readable; needs maps input names to stages; key is the identity."""
+
+    name: str
+    kind: str
+    seed: int
+    arm: str | None
+    settings: dict
+    needs: dict[str, "Stage"]
+
+    @property
+    def key(self) -> str:
+        return digest([__version__, self.kind, self.settings, {n: s.key for n, s in self.needs.items()}])
+
+    def directory(self, workdir: pathlib.Path) -> pathlib.Path:
+        return workdir / "stages" / self.name / self.key
+
+
+def plan(config: dict) -> list[Stage]:
+    """Every stage of a validated configuration, in the order in which they should start."""
+    world = {"mesh": config["mesh"], "task": config["task"], "data": _fingerprint(config["data"]), "model": config["model"]}
+    evaluation = {k: config["eval"][k] for k in ("n", "temperature", "top_p", "likelihood_samples")}
+    out = []
+    for seed in config["seeds"]:
+        common = {**world, "seed": seed}
+
+        def add(name, kind, needs, arm=None, seed=seed, common=common, **settings) -> Stage:
+            out.append(Stage(f"seed{seed}/{name}", kind, seed, arm, {**common, **settings}, needs))
+            return out[-1]
+
+        prior = add("prior", "prior", {}, train=config["prior"])
+        add("base.evaluate", "evaluate", {"policy": prior, "base": prior}, "base", eval={**evaluation, "draw": 0})
+        teacher = None
+        for name, entry in config["arms"].items():
+            entry = {**entry, "mix": entry["mix"] or config["train"]["mix"] or {"all": 1.0}}
+            needs = {"prior": prior}
+            if entry["regime"] == "distill":
+                teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
+                needs["teacher"] = teacher
+            trained = add(name, "arm", needs, name, arm=entry, budget=config["budget"])
+            pair = {"policy": trained, "base": prior}
+            add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
+            if entry["regime"] == "rlp":
+                gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"]}
+                add(f"{name}.gain", "gain", pair, name, gain=gain)
+        add(f"{results.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, results.NULL,
+            eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
+    return out
+
+
+def run(config, workdir) -> results.Result:
+    """Run the whole experiment, or what is left of it, and return its tables.
+
+    config: as from `get_config` or `defaults`; workdir: the run directory, made if missing. Raises
+    ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
+    """
+    config = validate(config)
+    tasks.load(config["task"], config["data"])  # bad data is refused here, not in the middle of the run
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    stages = plan(config)
+    with _locked(workdir), Progress(len(stages), workdir) as progress:
+        for leftover in workdir.glob("stages/*/*/*.tmp"):
+            shutil.rmtree(leftover)
+        began, last_report = time.time(), 0.0
+
+        def write(complete: bool) -> results.Result:
+            finished = [s for s in stages if s.directory(workdir).exists()]
+            return results.write(config, stages, finished, workdir, complete=complete)
+
+        def finished(stage: Stage, pending: int) -> None:
+            nonlocal last_report
+            due = time.time() - last_report > config["report"]["every_s"]
+            if stage.kind in ("evaluate", "gain") and due and pending:
+                progress.log(f"report: {write(False).report}")
+                last_report = time.time()
+
+        workers.execute(stages, workdir, config["workers"], progress, finished)
+        result = write(True)
+        progress.log(f"report: {result.report}  ({time.time() - began:.0f} s in this call)")
+    return result
+
+
+def _fingerprint(data: dict) -> dict:
+    """The data section with the content hash of the file it names: another file is another run."""
+    if not data["path"]:
+        return data
+    try:
+        content = pathlib.Path(data["path"]).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"config.data.path={data['path']!r} cannot be read ({error.strerror})") from None
+    return {**data, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+class _locked:
+    """Exclusive use of a run directory, released by the system even if the process is killed."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self.path = workdir / "lock"
+
+    def __enter__(self):
+        self.file = open(self.path, "a+")  # noqa: SIM115 - held for the length of the run
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.seek(0)
+            owner = self.file.read().strip() or "another process"
+            raise RuntimeError(
+                f"{self.path.parent} is in use by {owner}; wait for it, stop it, or choose another --workdir"
+            ) from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()}")
+        self.file.flush()
+
+    def __exit__(self, *_):
+        self.file.close()

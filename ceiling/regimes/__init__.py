@@ -1,0 +1,1 @@
+"""Regimes: SFT, distillation, GRPO, RLP. One file each; `base` says what a regime is."""

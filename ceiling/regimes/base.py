@@ -1,0 +1,136 @@
+"""What a regime is: data in, loss out. A record of pure functions; one file per regime.
+
+A training step, for every regime: draw problems -> sample the regime's rounds -> verify -> score what it
+asks for -> build examples -> update. The loop, the sampler, the ledger and the tests are shared; a new
+regime is one file `ceiling/regimes/<name>.py` that exports `REGIME`, found by its name.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ceiling.regimes
+from ceiling.config import ConfigError, Section
+from ceiling.data.packing import Batch, Example
+from ceiling.model.sequences import Forward
+from ceiling.tasks.base import Problem, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One response: token ids, its behaviour log-probs (f32, same length), whether it stopped."""
+
+    prompt: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    stopped: bool
+    verdict: Verdict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A sampling round: which model ("policy" or "teacher"), n samples per prompt, the token that ends
+    a response (None: end of text), the longest response, and whether the task judges it.
+    prompts(material) -> one text per problem; it sees the samples of earlier rounds."""
+
+    model: str
+    n: int
+    max_tokens: int
+    prompts: Callable[["Material"], list[str]]
+    stop: str | None = None
+    judged: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+    """Log-probs wanted before examples are built: of each example's masked tokens, by "policy",
+    "reference", "teacher" or "ema", at a temperature."""
+
+    model: str
+    examples: list[Example]
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass
+class Material:
+    """What a step gives a regime. samples[r][i][j]: round r, problem i, sample j. scores[name][i]:
+    log-probs of the masked tokens of the i-th example of that request. replay(count) draws documents of
+    the prior's corpus. rng is keyed by (seed, step), so a step can be rerun."""
+
+    task: Any
+    problems: list[Problem]
+    samples: list[list[list[Sample]]]
+    scores: dict[str, list[np.ndarray]]
+    replay: Callable[[int], list]
+    rng: np.random.Generator
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.asarray(self.task.tokenizer.encode(text), np.int32)
+
+
+def _none(*_args):
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+    """name and config section; what an arm may read, and:
+
+    examples(material, cfg) -> list[Example], at most prompts_per_step * samples_per_prompt of them.
+    loss(params, batch, frozen, forward, cfg) -> (sum, denominator, {metric: (sum, denominator)}).
+    rounds(cfg, task, rng) -> sampling rounds of this step.
+    scores(material, cfg) -> {name: ScoreRequest}.
+    frozen(cfg) -> models whose parameters the loss itself runs ("teacher", "reference").
+    init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime.
+    metrics(material, cfg) -> {name: value} on the host, for the training curves.
+    """
+
+    name: str
+    config: Section
+    reads: Callable[[Any], tuple[str, ...]]
+    examples: Callable[[Material, Any], list[Example]]
+    loss: Callable
+    rounds: Callable[..., tuple[Round, ...]] = _none
+    scores: Callable = lambda material, cfg: {}
+    frozen: Callable[[Any], tuple[str, ...]] = _none
+    init_aux: Callable | None = None
+    after_update: Callable | None = None
+    metrics: Callable[[Material, Any], dict[str, float]] = lambda material, cfg: {}
+
+
+def load(name: str) -> Regime:
+    """The regime exported by `ceiling/regimes/<name>.py`; an unknown name lists the known ones."""
+    known = sorted(m.name for m in pkgutil.iter_modules(ceiling.regimes.__path__) if m.name != "base")
+    if name not in known:
+        raise ConfigError(f"regime={name!r} is not known; use one of {', '.join(known)}")
+    return importlib.import_module(f"ceiling.regimes.{name}").REGIME
+
+
+def response_example(sample: Sample, **extra) -> Example:
+    """Prompt + response with the response as target. Per-token extras are given for the response
+    and padded over the prompt."""
+    P = len(sample.prompt)
+    tokens = np.concatenate([sample.prompt, sample.tokens])
+    mask = np.arange(len(tokens)) >= P
+    padded = {k: np.concatenate([np.zeros(P, np.float32), v]) if np.ndim(v) else v for k, v in extra.items()}
+    return Example(tokens, mask.astype(np.float32), padded)
+
+
+def text_example(encode, prompt: str, response: str) -> Example:
+    """Text with the loss on the response (on all of it if the prompt is empty)."""
+    head, tail = encode(prompt), encode(response)
+    mask = np.arange(len(head) + len(tail)) >= len(head)
+    return Example(np.concatenate([head, tail]), mask.astype(np.float32))
+
+
+def negative_log_likelihood(params, batch: Batch, forward: Forward):
+    """(sum, denom, metrics) of plain next-token cross-entropy over the mask, in nats."""
+    logp_BT, _ = forward.logprobs(params, batch)
+    nll, tokens = -jnp.sum(logp_BT * batch.mask_BT), jnp.sum(batch.mask_BT)
+    return nll, tokens, {"nll": (jax.lax.stop_gradient(nll), tokens)}

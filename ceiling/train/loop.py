@@ -1,0 +1,260 @@
+"""The training loop of every arm: draw, sample, verify, score, build, update, until the budget is spent.
+
+Everything a step does is a function of (seed, step) and the parameters, so a stage that is killed and
+run again gives the same result. The loop stops at the step that lands nearest to the budget.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ceiling import ledger as accounts
+from ceiling.config import Section, flag, number, table, text
+from ceiling.data import order, packing
+from ceiling.model.config import ModelConfig
+from ceiling.model.policy import Policy
+from ceiling.model.sequences import Forward
+from ceiling.model.sharding import batch_sharding
+from ceiling.regimes.base import Material, Regime, Sample
+from ceiling.rollout.engine import generate
+from ceiling.rollout.scoring import score
+from ceiling.tasks.base import Outcome, Task, Verifier
+from ceiling.train import optim
+from ceiling.train.step import init_state, make_step
+
+CONFIG = optim.CONFIG | Section(
+    regime=text("sft", doc="file name in ceiling/regimes"),
+    title=text("", doc="name in figures; empty: the arm's own name"),
+    control=flag(False, "a control arm: drawn thinner, reported beside the arms"),
+    prompts_per_step=number(32, whole=True, low=1, doc="problems per update, over all devices"),
+    samples_per_prompt=number(8, whole=True, low=1, doc="samples or demonstrations per problem (G)"),
+    temperature=number(1.0, low=1e-3, high=100, doc="sampling temperature; RL never truncates (top_p = 1)"),
+    minibatches=number(1, whole=True, low=1, doc="updates per rollout, each on its share of the samples"),
+    epochs=number(1, whole=True, low=1, doc="passes over one rollout"),
+    microbatches=number(1, whole=True, low=1, doc="gradient accumulation; does not change the result"),
+    pool=number(2048, whole=True, low=1, doc="training problems"),
+    mix=table({}, low=0, doc="share of training problems by group; empty: config.train.mix"),
+    max_skipped=number(20, whole=True, low=0, doc="non-finite updates tolerated before the arm stops"),
+    max_verifier_errors=number(0.05, low=0, high=1, doc="share of verifier errors that stops the arm"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """flops on an axis ("student" or "total"), or a number of steps."""
+
+    flops: float | None = None
+    steps: int | None = None
+    axis: str = "student"
+
+    def progress(self, ledger: accounts.Ledger, step: int) -> float:
+        return ledger.spent(self.axis) / self.flops if self.flops else step / self.steps
+
+    def spent(self, ledger: accounts.Ledger, step: int, last_step_flops: float) -> bool:
+        """Whether stopping now lands nearer to the budget than one more step like the last would."""
+        if self.flops:
+            return ledger.spent(self.axis) + last_step_flops / 2 >= self.flops
+        return step >= self.steps
+
+
+@dataclasses.dataclass
+class Trained:
+    """Final parameters, the arm's ledger, and its curve: one dict of metrics per step."""
+
+    params: dict
+    ledger: accounts.Ledger
+    curve: list[dict]
+
+
+class Trainer:
+    """The mutable things of one arm: state, ledger, curve. `run` is the loop."""
+
+    def __init__(self, regime: Regime, cfg, model_config: ModelConfig, params, task: Task, *,
+                 models: dict, seed: int, budget: Budget, mesh, corpus: Callable):  # fmt: skip
+        self.regime, self.model_config, self.task, self.seed = regime, model_config, task, seed
+        self.budget, self.models, self.mesh, self.corpus = budget, models, mesh, corpus
+        rounds = regime.rounds(cfg, task, np.random.default_rng(0))
+        longest = max((r.max_tokens for r in rounds), default=task.max_response_tokens)
+        self.cfg = cfg = {**cfg, "max_tokens": longest}
+        self.pool = task.training(dict(cfg["mix"]), cfg["pool"])
+        self.verify = Verifier(task)
+        self.ledger, self.curve = accounts.Ledger(), []
+        self.frozen = {name: models[name] for name in regime.frozen(cfg)}
+        self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
+        self.max_tokens += task.max_response_tokens
+        aux = regime.init_aux(params, cfg) if regime.init_aux else None
+        optimiser = optim.make(cfg)
+        forward = Forward(model_config)
+        after = regime.after_update
+        self.state = init_state(params, optimiser, aux)
+        self.update = make_step(
+            lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
+            after and (lambda aux, params: after(aux, params, cfg)),
+        )  # fmt: skip
+
+    def run(self, report: Callable[[dict], None]) -> Trained:
+        """Train until the budget is spent. report receives one dict of metrics per step, a step late."""
+        step, last, pending = 0, 0.0, None
+        while not self.budget.spent(self.ledger, step, last):
+            before = self.ledger.spent(self.budget.axis)
+            progress = self.budget.progress(self.ledger, step)
+            examples, metrics = self._gather(step, lambda p=pending: self._settle(p, report))
+            pending = self._update(step, examples, optim.learning_rate(self.cfg, progress))
+            pending.update(metrics)
+            last = self.ledger.spent(self.budget.axis) - before
+            if last <= 0 and self.budget.flops:
+                raise ValueError(
+                    f"{self.regime.name}: step {step} cost nothing, so the budget can never be spent; "
+                    "its data source gave no examples"
+                )
+            step += 1
+        self._settle(pending, report)
+        return Trained(self.state.params, self.ledger, self.curve)
+
+    def _gather(self, step: int, settle: Callable[[], None]):
+        """Everything before the update: (examples, host metrics). `settle` waits for the last update;
+        work that needs no parameters is done before it, while the device is busy."""
+        cfg, regime = self.cfg, self.regime
+        draw = cfg["prompts_per_step"] * cfg.get("oversample", 1)
+        chosen = order.indices(self.seed, step * draw, draw, len(self.pool))
+        rng = np.random.default_rng([self.seed, step, 31])
+        material = Material(
+            task=self.task, problems=[self.pool[i] for i in chosen], samples=[], scores={},
+            replay=lambda count: self.corpus(step * count, count), rng=rng,
+        )  # fmt: skip
+        rounds = regime.rounds(cfg, self.task, rng)
+        if rounds:
+            settle()
+        for number_, spec in enumerate(rounds):
+            material.samples.append(self._sample(material, spec, step, number_))
+        for name, request in regime.scores(material, cfg).items():
+            material.scores[name] = self._score(request)
+        start = time.perf_counter()
+        examples = regime.examples(material, cfg)
+        metrics = regime.metrics(material, cfg)
+        self.ledger.expose(p.id for p in material.problems)
+        self.ledger.charge("host", "policy", seconds=time.perf_counter() - start)
+        if not rounds:
+            settle()
+        return examples, metrics
+
+    def _sample(self, material: Material, spec, step: int, round_: int) -> list[list[Sample]]:
+        start = time.perf_counter()
+        tokenizer, task = self.task.tokenizer, self.task
+        stop = tokenizer.eos_id if spec.stop is None else tokenizer.encode(spec.stop)[0]
+        prompts = [material.encode(text) for text in spec.prompts(material)]
+        out = generate(
+            Policy(self._params(spec.model), self.model_config, (stop,)), prompts, n=spec.n,
+            max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"], seed=stream(self.seed, step, round_),
+            problem_ids=[p.id for p in material.problems], slots=256,
+        )  # fmt: skip
+        self.ledger.charge(
+            "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
+            flops=accounts.sampling_flops(self.model_config, [len(p) for p in prompts], out.lengths),
+            tokens=out.lengths.sum() + sum(map(len, prompts)),
+            executed_tokens=out.executed_tokens + sum(map(len, prompts)),
+        )  # fmt: skip
+        start = time.perf_counter()
+        groups = []
+        for i, problem in enumerate(material.problems):
+            group = []
+            for j in range(spec.n):
+                tokens = out.response(i, j)
+                verdict = self.verify(problem, tokenizer.decode(tokens)) if spec.judged else None
+                logprobs = out.logprobs[i, j, : len(tokens)]
+                group.append(Sample(prompts[i], tokens, logprobs, bool(out.stopped[i, j]), verdict))
+            groups.append(group)
+        if spec.judged:
+            verdicts = [s.verdict.outcome for group in groups for s in group]
+            for outcome in Outcome:
+                self.ledger.count(f"verdicts {outcome.name.lower()}", verdicts.count(outcome))
+            if np.mean([v is Outcome.ERROR for v in verdicts]) > self.cfg["max_verifier_errors"]:
+                raise RuntimeError(
+                    f"{task.name}: the verifier failed on more than {self.cfg['max_verifier_errors']:.0%} of a "
+                    "batch; its errors would be counted as wrong answers. Fix the verifier or the data"
+                )
+            self.ledger.charge("verify", spec.model, seconds=time.perf_counter() - start)
+        return groups
+
+    def _score(self, request) -> list[np.ndarray]:
+        start = time.perf_counter()
+        logprobs, _ = score(
+            self._params(request.model), self.model_config, request.examples, max_tokens=self.max_tokens,
+            temperature=request.temperature,
+        )  # fmt: skip
+        lengths = [len(e.tokens) for e in request.examples]
+        self.ledger.charge(
+            "score", request.model, flops=accounts.forward_flops(self.model_config, lengths),
+            tokens=sum(lengths), sequences=len(lengths), seconds=time.perf_counter() - start,
+        )  # fmt: skip
+        return logprobs
+
+    def _update(self, step: int, examples, lr: float) -> dict:
+        """Dispatch the step's updates and charge them; metrics stay on the device."""
+        cfg = self.cfg
+        total = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
+        start = time.perf_counter()
+        metrics = {}
+        for _ in range(cfg["epochs"]):
+            for part in range(cfg["minibatches"]):
+                mine = examples[part :: cfg["minibatches"]]
+                batch, lengths = self._batch(mine, total // cfg["minibatches"])
+                self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr))
+                executed = batch.tokens_RW.size
+                flops = accounts.forward_flops(self.model_config, lengths)
+                self.ledger.charge("train", "policy", flops=accounts.TRAIN_FACTOR * flops, tokens=sum(lengths),
+                                   executed_tokens=executed, sequences=len(lengths))  # fmt: skip
+                for name in self.frozen:
+                    self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), sequences=len(lengths))
+        self.ledger.count("updates", cfg["epochs"] * cfg["minibatches"])
+        self.ledger.count("supervised tokens", sum(int(e.mask.sum()) for e in examples))
+        self.ledger.count("empty training slots", total - len(examples))
+        self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
+        return {"step": step, "lr": lr, "flops": self.ledger.spent(self.budget.axis), "device": metrics}
+
+    def _batch(self, examples, sequences: int):
+        """Examples as micro-batches of one shape, on the mesh. The row count is one of four, so an arm
+        compiles at most four programs however its lengths drift."""
+        micro = self.cfg["microbatches"]
+        each = -(-sequences // micro)
+        parts = [examples[i * each : (i + 1) * each] for i in range(micro)]
+        lengths = [len(e.tokens) for e in examples]
+        quarter = -(-each // 4)
+        make = lambda part, rows: packing.pack(  # noqa: E731
+            part, sequences=each, max_tokens=self.max_tokens, row_tokens=self.max_tokens, rows=rows)  # fmt: skip
+        needed = max(len(make(part, None).tokens_RW) for part in parts)
+        rows = -(-needed // quarter) * quarter
+        batch = packing.stack([make(part, rows) for part in parts])
+        if self.mesh.size > 1:
+            batch = jax.device_put(batch, batch_sharding(self.mesh, leading=1))
+        return batch, lengths
+
+    def _params(self, model: str):
+        if model == "policy":
+            return self.state.params
+        return self.state.aux if model == "ema" else self.models[model]
+
+    def _settle(self, pending: dict | None, report) -> None:
+        """Fetch the metrics of a dispatched step (the wait is charged to training) and report them."""
+        if pending is None or "device" not in pending:
+            return
+        start = time.perf_counter()
+        fetched = {k: float(v) for k, v in jax.device_get(pending.pop("device")).items()}
+        self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
+        if fetched.get("skipped", 0) > self.cfg["max_skipped"]:
+            raise FloatingPointError(
+                f"{self.regime.name}: {int(fetched['skipped'])} updates had non-finite gradients "
+                f"(limit {self.cfg['max_skipped']}); lower the learning rate. No bad update was applied"
+            )
+        pending.update(fetched)
+        self.curve.append(pending)
+        report(pending)
+
+
+def stream(seed: int, *path: int) -> int:
+    """An independent 31-bit seed for a position in a run; equal arguments give equal seeds."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0] >> 1)

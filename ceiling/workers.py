@@ -1,0 +1,173 @@
+"""Runs stages in the order of their needs: in this process, or several at once in worker processes.
+
+A worker is `python -m ceiling.workers`: it reads one JSON job per line, runs it, and answers with JSON
+events. It ends when its input closes, so a killed run leaves no orphan behind. A stage writes into
+`<key>.tmp`, renamed to `<key>` when complete: an output directory exists whole or not at all.
+"""
+
+import json
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+REPORT_EVERY_S = 0.5  # a stage's progress events are thinned to this
+
+
+def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Callable) -> None:
+    """Run every stage whose output is missing. finished(stage, pending) is called after each."""
+    waiting = []
+    for stage in stages:
+        if stage.directory(workdir).exists():
+            progress.skip(stage.name)
+        else:
+            waiting.append(stage)
+    if workers == 1:
+        _in_process(waiting, workdir, progress, finished)
+    elif waiting:
+        _in_parallel(waiting, workdir, min(workers, len(waiting)), progress, finished)
+
+
+def job(stage, workdir: pathlib.Path) -> dict:
+    """A stage as plain JSON: what a worker needs to know."""
+    return {
+        "name": stage.name, "kind": stage.kind, "settings": stage.settings,
+        "needs": {name: str(need.directory(workdir)) for name, need in stage.needs.items()},
+        "out": str(stage.directory(workdir)),
+    }  # fmt: skip
+
+
+def perform(job: dict, report: Callable[[dict], None]) -> None:
+    """Run one job here; its output directory appears complete or not at all."""
+    from ceiling import stages  # imports jax: only the process that computes pays for it
+
+    out = pathlib.Path(job["out"])
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    needs = {name: pathlib.Path(path) for name, path in job["needs"].items()}
+    last = 0.0
+
+    def thinned(event: dict) -> None:
+        nonlocal last
+        if time.monotonic() - last > REPORT_EVERY_S:
+            last = time.monotonic()
+            report(event)
+
+    stages.STAGES[job["kind"]](stages.Context(job["settings"], needs, temporary, thinned))
+    (temporary / "stage.json").write_text(json.dumps({"name": job["name"], "settings": job["settings"]}, indent=1))
+    temporary.rename(out)
+
+
+def _in_process(waiting, workdir, progress, finished) -> None:
+    for i, stage in enumerate(waiting):
+        progress.start(stage.name)
+        perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event))
+        progress.finish(stage.name)
+        finished(stage, len(waiting) - i - 1)
+
+
+def _in_parallel(waiting, workdir, count, progress, finished) -> None:
+    events: queue.Queue = queue.Queue()
+    pool = [_Worker(i, workdir, events) for i in range(count)]
+    running: dict[int, object] = {}
+    waiting = list(waiting)
+    try:
+        while waiting or running:
+            for worker in pool:
+                ready = next((s for s in waiting if all(n.directory(workdir).exists() for n in s.needs.values())), None)
+                if worker.index not in running and ready is not None:
+                    waiting.remove(ready)
+                    running[worker.index] = ready
+                    progress.start(ready.name)
+                    worker.send(job(ready, workdir))
+            index, event = events.get()
+            stage = running.get(index)
+            if event["event"] == "progress":
+                progress.update(stage.name, event["values"])
+            elif event["event"] == "done":
+                progress.finish(stage.name)
+                del running[index]
+                finished(stage, len(waiting) + len(running))
+            else:
+                name = stage.name if stage else f"worker {index}"
+                raise RuntimeError(f"{name} failed: {event['message']} (details: {pool[index].log_path})")
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """A child process and a thread that turns its output into events on a shared queue."""
+
+    def __init__(self, index: int, workdir: pathlib.Path, events: queue.Queue):
+        self.index = index
+        self.log_path = workdir / f"worker{index}.log"
+        cache = str((workdir / "xla_cache").absolute())
+        # One computing thread each: two workers on two cores do not fight over them, and results do
+        # not depend on how many cores there are.
+        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        env = {
+            **os.environ, "OMP_NUM_THREADS": "1",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+            "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }  # fmt: skip
+        package_root = str(pathlib.Path(__file__).parents[1])
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH", "")]))
+        self.log = open(self.log_path, "a")  # noqa: SIM115 - closed in stop
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ceiling.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log, env=env, text=True, bufsize=1,
+        )  # fmt: skip
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def send(self, work: dict) -> None:
+        self.process.stdin.write(json.dumps(work) + "\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+    def _listen(self, events: queue.Queue) -> None:
+        for line in self.process.stdout:
+            events.put((self.index, json.loads(line)))
+        events.put((self.index, {"event": "error", "message": f"worker process ended with code {self.process.wait()}"}))
+
+
+def main() -> None:
+    """The worker: jobs in on stdin, events out on stdout; everything else printed goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    jobs: queue.Queue = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            jobs.put(json.loads(line))
+        os._exit(0)  # the parent is gone: stop at once, the unfinished directory stays a .tmp
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def say(event: str, **values) -> None:
+        out.write(json.dumps({"event": event, **values}) + "\n")
+
+    while True:
+        work = jobs.get()
+        try:
+            perform(work, lambda values: say("progress", values=values))
+        except Exception as error:  # noqa: BLE001 - reported to the parent, which stops the run
+            traceback.print_exc()
+            say("error", message=f"{type(error).__name__}: {error}")
+        else:
+            say("done")
+
+
+if __name__ == "__main__":
+    main()
