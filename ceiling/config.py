@@ -100,14 +100,14 @@ class Section:
         return Section(**self.entries, **other.entries)
 
     def defaults(self, **overrides) -> ml_collections.ConfigDict:
-        out = ml_collections.ConfigDict()
+        out = ordered({})
         for name, entry in self.entries.items():
             default = entry.defaults() if isinstance(entry, Section) else entry.default
-            out[name] = ml_collections.ConfigDict(default) if isinstance(default, dict) else default
+            out[name] = ordered(default) if isinstance(default, dict) else default
         for name, value in overrides.items():
             if name not in out:
                 raise ConfigError(f"unknown key {name!r}{_did_you_mean(name, self.entries)}")
-            out[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+            out[name] = ordered(value) if isinstance(value, dict) else value
         return out
 
     def validate(self, config: Mapping, path: str) -> None:
@@ -123,9 +123,14 @@ class Section:
                 entry.check(config[name], f"{path}.{name}")
 
 
+def ordered(entries: Mapping) -> ml_collections.ConfigDict:
+    """A ConfigDict that keeps the order in which keys are given (arms appear in figures in this order)."""
+    return ml_collections.ConfigDict(entries, sort_keys=False)
+
+
 def plain(config) -> Any:
     """ConfigDicts, tuples and nested mappings as plain dicts and lists: what is hashed and stored."""
-    if isinstance(config, Mapping):
+    if isinstance(config, (Mapping, ml_collections.ConfigDict)):
         return {key: plain(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [plain(value) for value in config]

@@ -25,7 +25,7 @@ import time
 import ml_collections
 
 from ceiling import results, workers
-from ceiling.config import ConfigError, Section, digest, flag, number, numbers, plain, table, text
+from ceiling.config import ConfigError, Section, digest, flag, number, numbers, ordered, plain, table, text
 from ceiling.logs import Progress
 from ceiling.model.config import ModelConfig
 from ceiling.regimes import base as regimes
@@ -76,7 +76,10 @@ def schema(config) -> Section:
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
-        report=Section(every_s=number(60, low=0, doc="seconds between updates of the report while running")),
+        report=Section(
+            every_s=number(60, low=0, doc="seconds between updates of the report while running"),
+            pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
+        ),
     )  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
     """A complete configuration for a task, ready to be changed."""
     arms = arms or {}
     config = schema({"task": {"name": task}, "arms": arms}).defaults()
-    config.arms = ml_collections.ConfigDict(arms)
+    config.arms = ordered(arms)
     for stage in ("prior", "teacher"):
         config[stage].source = "corpus"
         config[stage].samples_per_prompt = 1
@@ -112,6 +115,9 @@ def validate(config) -> dict:
         raise ConfigError(f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw")
     if max(config["eval"]["ks"]) > n:
         raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; pass@k needs k <= n")
+    pair = config["report"]["pair"].split()
+    if pair and (len(pair) != 3 or not {*pair[:2]} <= config["arms"].keys()):
+        raise ConfigError(f"config.report.pair={config['report']['pair']!r} must name two arms and a group, or be empty")
     for name, entry in config["arms"].items():
         if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
             raise ConfigError(
@@ -153,8 +159,8 @@ def plan(config: dict) -> list[Stage]:
     for seed in config["seeds"]:
         common = {**world, "seed": seed}
 
-        def add(name, kind, needs, arm=None, seed=seed, common=common, **settings) -> Stage:
-            out.append(Stage(f"seed{seed}/{name}", kind, seed, arm, {**common, **settings}, needs))
+        def add(name, kind, needs, owner=None, seed=seed, common=common, **settings) -> Stage:
+            out.append(Stage(f"seed{seed}/{name}", kind, seed, owner, {**common, **settings}, needs))
             return out[-1]
 
         prior = add("prior", "prior", {}, train=config["prior"])

@@ -60,8 +60,10 @@ def perform(job: dict, report: Callable[[dict], None]) -> None:
             last = time.monotonic()
             report(event)
 
+    began = time.perf_counter()
     stages.STAGES[job["kind"]](stages.Context(job["settings"], needs, temporary, thinned))
-    (temporary / "stage.json").write_text(json.dumps({"name": job["name"], "settings": job["settings"]}, indent=1))
+    record = {"name": job["name"], "settings": job["settings"], "seconds": time.perf_counter() - began}
+    (temporary / "stage.json").write_text(json.dumps(record, indent=1))
     temporary.rename(out)
 
 

@@ -112,6 +112,13 @@ def load(name: str) -> Regime:
     return importlib.import_module(f"ceiling.regimes.{name}").REGIME
 
 
+def summary_line(name: str) -> str:
+    """First sentence of a regime's documentation, for the report."""
+    load(name)
+    doc = importlib.import_module(f"ceiling.regimes.{name}").__doc__
+    return " ".join(doc.split("\n\n")[0].split())
+
+
 def response_example(sample: Sample, **extra) -> Example:
     """Prompt + response with the response as target. Per-token extras are given for the response
     and padded over the prompt."""

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ceiling.config import Section, number, text
+from ceiling.config import ConfigError, Section, number, text
 from ceiling.data.packing import Example
 from ceiling.regimes import grpo
 from ceiling.regimes.base import Material, Regime, Round, Sample, ScoreRequest, response_example
@@ -56,9 +56,14 @@ def floored(logp, floor: float, vocab_size: int):
 def rounds(cfg, task, rng):
     """Equation (1): G thoughts per context, ended by the passage's stop token or cut at the longest."""
     contexts = lambda material: [task.passage(p).context for p in material.problems]  # noqa: E731
-    stop = task.passage(task.evaluation()[0]).stop
-    n, longest = cfg["samples_per_prompt"], cfg["max_thought_tokens"]
-    return (Round("policy", n, longest, contexts, stop=stop, judged=False),)
+    passage, longest = task.passage(task.evaluation()[0]), cfg["max_thought_tokens"]
+    after = len(task.tokenizer.encode(passage.stop + passage.bridge + passage.continuation))
+    if longest + after > task.max_response_tokens:
+        raise ConfigError(
+            f"rlp.max_thought_tokens={longest}: with {after} tokens of closing and continuation it exceeds the "
+            f"task's longest response, {task.max_response_tokens}; lower it to {task.max_response_tokens - after}"
+        )
+    return (Round("policy", cfg["samples_per_prompt"], longest, contexts, stop=passage.stop, judged=False),)
 
 
 def scores(material: Material, cfg):

@@ -43,6 +43,9 @@ CONFIG = optim.CONFIG | Section(
 )
 
 
+MAX_IDLE_STEPS = 50  # steps in a row without any student-side work before the arm gives up
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """flops on an axis ("student" or "total"), or a number of steps."""
@@ -98,7 +101,7 @@ class Trainer:
 
     def run(self, report: Callable[[dict], None]) -> Trained:
         """Train until the budget is spent. report receives one dict of metrics per step, a step late."""
-        step, last, pending = 0, 0.0, None
+        step, last, idle, pending = 0, 0.0, 0, None
         while not self.budget.spent(self.ledger, step, last):
             before = self.ledger.spent(self.budget.axis)
             progress = self.budget.progress(self.ledger, step)
@@ -106,10 +109,11 @@ class Trainer:
             pending = self._update(step, examples, optim.learning_rate(self.cfg, progress))
             pending.update(metrics)
             last = self.ledger.spent(self.budget.axis) - before
-            if last <= 0 and self.budget.flops:
-                raise ValueError(
-                    f"{self.regime.name}: step {step} cost nothing, so the budget can never be spent; "
-                    "its data source gave no examples"
+            idle = idle + 1 if last <= 0 else 0
+            if idle >= MAX_IDLE_STEPS:
+                raise RuntimeError(
+                    f"{self.regime.name}: {idle} steps in a row had nothing to learn from, so the budget is never "
+                    "spent; its source gives no examples (is every sample filtered out as wrong?)"
                 )
             step += 1
         self._settle(pending, report)

@@ -1,0 +1,209 @@
+"""Finished stages -> the tables of a run -> report.html, results.json and CSV files.
+
+Nothing here is stored state: every number is recomputed from the per-sample records, the ledgers and
+the metrics files. Stages that are not finished are simply absent, so the same code writes the first
+report after a few minutes and the last one.
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+from importlib import metadata
+
+import numpy as np
+
+from ceiling import report
+from ceiling.config import digest
+from ceiling.evals import summary
+from ceiling.evals.records import Samples
+from ceiling.regimes import base as regimes
+from ceiling.tasks import base as tasks
+from ceiling.tasks.base import Outcome
+from ceiling.version import __version__
+
+NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
+_CURVE_POINTS = 120  # training curves are thinned to about this many points per metric
+_NOT_METRICS = ("step", "flops", "skipped", "lr")
+
+
+class Table(list):
+    """Rows as plain dicts, and as a pandas DataFrame when asked."""
+
+    def to_pandas(self):
+        import pandas
+
+        return pandas.DataFrame(list(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Tables of a run (see docs/reading.md for their columns) and where its report lies."""
+
+    verdicts: Table
+    curves: Table
+    ledger: Table
+    tables: dict
+    report: pathlib.Path
+
+
+def write(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bool) -> Result:
+    """Recompute all tables from `finished` stages and write the report files into workdir."""
+    tables = collect(config, stages, finished, workdir, complete=complete)
+    path = report.write(tables, workdir)
+    return Result(*(Table(tables[name]) for name in ("verdicts", "curves", "ledger")), tables, path)
+
+
+def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bool) -> dict:
+    """The whole content of results.json; its keys are documented in docs/reading.md."""
+    task = tasks.load(config["task"], config["data"])
+    gates = _json_rows(finished, workdir, "gate.json")
+    unfit = {row["seed"] for row in gates if not row["passed"]}
+    cells, strategies, n = _cells(finished, workdir, unfit)
+    tables = {
+        "meta": _meta(config, stages, finished, workdir, task, unfit, complete),
+        "gates": gates, "budget": {"unit": "FLOP", "axis": config["budget"]["axis"],
+                                   "target_flops": config["budget"]["flops"]},
+        "likelihood": _json_rows(finished, workdir, "likelihood.json"),
+        "rlp": _json_rows(finished, workdir, "gain.json"),
+        "training": _training(finished, workdir), **_ledgers(finished, workdir),
+        **{name: [] for name in ("curves", "differences", "verdicts", "crossings", "sets", "cover", "diversity", "strategies")},
+        "null": {"false_expansion": []},
+    }  # fmt: skip
+    if cells:
+        tables |= _measures(config, summary.EvalSet(
+            n=n, groups=[p.group for p in task.evaluation()], cells=cells, strategy_names=strategies,
+            aggregates={name: groups.split() for name, groups in config["aggregates"].items()},
+        ))  # fmt: skip
+    return tables
+
+
+def _measures(config: dict, evalset: summary.EvalSet) -> dict:
+    """Everything that follows from counts and labels."""
+    ks, k, margin = config["eval"]["ks"], config["eval"]["verdict_k"], config["eval"]["margin"]
+    out = {"curves": summary.curves(evalset, ks), "cover": summary.cover_rows(evalset),
+           "strategies": summary.strategy_rows(evalset)}  # fmt: skip
+    if "base" in evalset.arms:
+        out["differences"] = summary.differences(evalset, "base", ks)
+        out["sets"] = summary.set_rows(evalset, "base")
+        out["diversity"] = summary.diversity_rows(evalset, "base")
+        out["crossings"] = summary.crossing_rows(evalset, "base", [k_ for k_ in ks if k_ <= k], seed=0)
+        if NULL in evalset.arms:
+            out["verdicts"] = summary.verdict_rows(evalset, "base", NULL, k, margin)
+            out["null"] = {"false_expansion": summary.null_rows(evalset, "base", NULL)}
+    return out
+
+
+def _cells(finished, workdir: pathlib.Path, unfit: set[int]):
+    """((arm, seed) -> Cell, strategy names, n) from the records of finished evaluations."""
+    cells, names, n = {}, [], 0
+    for stage in finished:
+        if stage.kind != "evaluate" or stage.seed in unfit:
+            continue
+        samples = Samples.load(stage.directory(workdir) / "records.parquet")
+        n = samples.n
+        local, labels = samples.labels("strategy")
+        names += [label for label in labels if label and label not in names]
+        shared = np.array([names.index(label) if label else -1 for label in labels] + [-1], np.int32)
+        answers, _ = samples.labels("answer")
+        lengths = samples.table["tokens"].combine_chunks().value_lengths().to_numpy()
+        right = samples.matrix("outcome") == Outcome.RIGHT
+        has_strategy = any(labels)
+        cells[stage.arm, stage.seed] = summary.Cell(
+            count_P=right.sum(axis=1), correct_Pn=right, answer_Pn=answers,
+            strategy_Pn=shared[local] if has_strategy else None, process_Pn=samples.matrix("process"),
+            length_Pn=lengths.reshape(samples.problems, samples.n),
+        )  # fmt: skip
+    return cells, names, n
+
+
+def _json_rows(finished, workdir: pathlib.Path, name: str) -> list[dict]:
+    """Rows of one JSON file of every finished stage that wrote it, with arm and seed."""
+    rows = []
+    for stage in finished:
+        path = stage.directory(workdir) / name
+        if path.exists():
+            content = json.loads(path.read_text())
+            for row in content if isinstance(content, list) else [content]:
+                rows.append({"arm": stage.arm, "seed": stage.seed, **row})
+    return rows
+
+
+def _ledgers(finished, workdir: pathlib.Path) -> dict:
+    """Ledger rows and counters of every finished stage, by arm (prior and teacher under their own name)."""
+    rows, counters = [], []
+    for stage in finished:
+        path = stage.directory(workdir) / "ledger.json"
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text())
+        where = {"arm": stage.arm or stage.kind, "seed": stage.seed}
+        rows += [{**where, **entry} for entry in content["entries"]]
+        counted = {**content["counters"], "unique problems": len(content["problems"])}
+        if stage.kind == "arm":
+            counters += [{**where, "name": name, "value": value} for name, value in counted.items()]
+    return {"ledger": rows, "counters": counters}
+
+
+def _training(finished, workdir: pathlib.Path) -> list[dict]:
+    """Training metrics against the ledger, thinned."""
+    rows = []
+    for stage in finished:
+        path = stage.directory(workdir) / "metrics.jsonl"
+        if stage.kind != "arm" or not path.exists():
+            continue
+        curve = [json.loads(line) for line in path.read_text().splitlines()]
+        for point in curve[:: max(1, len(curve) // _CURVE_POINTS)]:
+            rows += [
+                {"arm": stage.arm, "seed": stage.seed, "flops": point["flops"], "metric": name, "value": value}
+                for name, value in point.items() if name not in _NOT_METRICS
+            ]  # fmt: skip
+    return rows
+
+
+def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
+    arms = [{"name": "base", "title": "base", "regime": "none", "reads": [], "control": False,
+             "description": "the pretrained prior"},
+            {"name": NULL, "title": "base, drawn again", "regime": "none", "reads": [], "control": True,
+             "description": "null arm: the same prior, fresh samples"}]  # fmt: skip
+    for name, entry in config["arms"].items():
+        regime = regimes.load(entry["regime"])
+        arms.append({"name": name, "title": entry["title"] or name, "regime": entry["regime"],
+                     "reads": list(regime.reads(entry)), "control": entry["control"],
+                     "description": (regimes.summary_line(entry["regime"]))})  # fmt: skip
+    notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(unfit)]
+    return {
+        "name": config["name"], "version": __version__, "config": config, "config_hash": digest(config),
+        "device": _device(), "packages": {p: metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+        "wall_s": _stage_seconds(finished, workdir), "seeds": list(config["seeds"]), "n": config["eval"]["n"],
+        "ks": list(config["eval"]["ks"]), "verdict_k": config["eval"]["verdict_k"], "margin": config["eval"]["margin"],
+        "stages": {"done": len(finished), "total": len(stages)}, "complete": complete, "notes": notes,
+        "task": {"name": task.name, "groups": [dataclasses.asdict(g) for g in task.groups]},
+        "aggregates": {name: groups.split() for name, groups in config["aggregates"].items()},
+        "arms": arms, "base": "base", "null": NULL, "pairs": _pairs(config),
+    }  # fmt: skip
+
+
+def _pairs(config) -> list[dict]:
+    """The pair of arms that the report sets side by side, if the configuration names one."""
+    if not config["report"]["pair"]:
+        return []
+    first, second, group = config["report"]["pair"].split()
+    titles = [config["arms"][name]["title"] or name for name in (first, second)]
+    return [{"title": f"{titles[0]} and {titles[1]} on group {group}", "arms": [first, second], "group": group,
+             "description": "the same problems, the same prior; the arms differ in their training mix"}]  # fmt: skip
+
+
+def _stage_seconds(finished, workdir: pathlib.Path) -> float:
+    """Seconds of work in all finished stages (not wall-clock: stages run side by side)."""
+    return float(sum(json.loads((s.directory(workdir) / "stage.json").read_text())["seconds"] for s in finished))
+
+
+def _device() -> str:
+    """Name of the processor that this run computes on, without starting an accelerator for it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        return f"{len(names)} x {names[0]}" if names else platform.machine()
+    return platform.processor() or platform.machine()
