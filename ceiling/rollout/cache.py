@@ -1,6 +1,6 @@
 """Key/value cache and the two ways the model runs against it: prefill a prompt, decode a token.
 
-Both hand an `attend` to the one `run_blocks`. The cache is stacked [L, B, S, K, H], stays in the
+Both hand an `attend` to the one `run_blocks`. The cache is stacked [L, B, K, S, H], stays in the
 loop's carry and is written by scatter at each row's own position, so rows need not march in step.
 """
 
@@ -14,12 +14,12 @@ from ceiling.model.transformer import dense_attention, embed, run_blocks, unembe
 
 @flax.struct.dataclass
 class Cache:
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    k_LBKSH: jax.Array
+    v_LBKSH: jax.Array
 
 
 def empty(config: ModelConfig, rows: int, capacity: int) -> Cache:
-    shape = (config.layers, rows, capacity, config.kv_heads, config.head_dim)
+    shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
     return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
 
 
@@ -31,7 +31,7 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     mask_BPP = jnp.broadcast_to(index_P[:, None] >= index_P[None, :], (B, P, P))
 
     def attend(layer, q, k, v, cache):
-        cache = Cache(cache.k_LBSKH.at[layer].set(k), cache.v_LBSKH.at[layer].set(v))
+        cache = Cache(cache.k_LBKSH.at[layer].set(_swap(k)), cache.v_LBKSH.at[layer].set(_swap(v)))
         return dense_attention(q, k, v, mask_BPP), cache
 
     positions_BP = jnp.broadcast_to(index_P, (B, P))
@@ -43,16 +43,22 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
 def decode(params, config: ModelConfig, cache: Cache, token_B, position_B):
     """Write one token per row at its own position and return (logits f32[B, V], cache)."""
     rows_B = jnp.arange(token_B.shape[0])
-    capacity = cache.k_LBSKH.shape[2]
+    capacity = cache.k_LBKSH.shape[3]
     mask_B1S = (jnp.arange(capacity)[None] <= position_B[:, None])[:, None]
 
     def attend(layer, q, k, v, cache):
         cache = Cache(
-            cache.k_LBSKH.at[layer, rows_B, position_B].set(k[:, 0]),
-            cache.v_LBSKH.at[layer, rows_B, position_B].set(v[:, 0]),
+            cache.k_LBKSH.at[layer, rows_B, :, position_B].set(k[:, 0]),
+            cache.v_LBKSH.at[layer, rows_B, :, position_B].set(v[:, 0]),
         )
-        return dense_attention(q, cache.k_LBSKH[layer], cache.v_LBSKH[layer], mask_B1S), cache
+        return dense_attention(q, _swap(cache.k_LBKSH[layer]), _swap(cache.v_LBKSH[layer]), mask_B1S), cache
 
     x_B1D = embed(params, config, token_B[:, None])
     x_B1D, cache = run_blocks(params, config, x_B1D, position_B[:, None], attend, cache)
     return unembed(params, config, x_B1D[:, 0]), cache
+
+
+def _swap(x):
+    """[B, S, K, H] <-> [B, K, S, H]: heads lead in the cache, so that decoding's products are batched
+    over leading axes and nothing is transposed per step."""
+    return x.transpose(0, 2, 1, 3)

@@ -159,8 +159,8 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
         request_B = jnp.where(take_B, request_B, jnp.where(free_B, Q, s.request_B))
         prompt_B = prompt_Q[jnp.minimum(request_B, Q - 1)]
         cache = jax.tree.map(
-            lambda live, prompt: live.at[:, :, :P].set(
-                jnp.where(take_B[:, None, None, None], prompt[:, prompt_B], live[:, :, :P])
+            lambda live, prompt: live.at[:, :, :, :P].set(
+                jnp.where(take_B[:, None, None, None], prompt[:, prompt_B], live[:, :, :, :P])
             ),
             s.cache, prompt_cache,
         )  # fmt: skip

@@ -7,6 +7,7 @@ a map are separate skills: the corpus can make the one rare while the other is c
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,12 +78,18 @@ def read_prompt(text: str) -> tuple[str, str]:
     return text[:SLOTS].rstrip("."), text[SLOTS : SLOTS + 4]
 
 
+@functools.cache
+def step(function: str, digits: str) -> str:
+    """State after one function token (26 x 10^4 of them: remembered, they are asked for millions of times)."""
+    return text_of(FUNCTIONS[function](digits_of(digits)))
+
+
 def run(functions: Sequence[str], digits: str) -> list[str]:
     """States after each function token, in order."""
-    state, out = digits_of(digits), []
+    out = []
     for name in functions:
-        state = FUNCTIONS[name](state)
-        out.append(text_of(state))
+        digits = step(name, digits)
+        out.append(digits)
     return out
 
 
@@ -104,7 +111,7 @@ def render(strategy: str, letters: str, functions: Sequence[str], digits: str) -
 
 def trap(digits: str) -> bool:
     """Whether group M's minority convention (right to left) holds for these digits."""
-    a, b, c, d = digits_of(digits)
+    a, b, c, d = map(int, digits)
     return (3 * a + 7 * b + 2 * c + 6 * d) % 7 == 0
 
 

@@ -5,6 +5,7 @@ All draws depend on the task's seed only, so every training seed and every arm s
 """
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -40,6 +41,7 @@ class Splits:
     prompts: frozenset[str]
 
 
+@functools.lru_cache(maxsize=4)
 def make_splits(seed: int, evaluation_per_group: int, training_per_group: int, gate_problems: int) -> Splits:
     rng = np.random.default_rng([seed, 11])
     taken: set[str] = set()
