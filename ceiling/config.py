@@ -64,9 +64,9 @@ class Field:
     def _check_number(self, value, path: str) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{path}={value!r} must be a {'whole ' if self.whole else ''}number")
-        if not math.isfinite(value) or not self.low <= value <= self.high:
+        if not self.low <= value <= self.high or not math.isfinite(value):  # in this order: 10**400 has no float
             raise ConfigError(f"{path}={value!r} is out of range; use a number in {_range(self.low, self.high)}")
-        if self.whole and value != int(value):
+        if self.whole and not isinstance(value, int):
             raise ConfigError(f"{path}={value!r} must be a whole number")
 
 
@@ -87,7 +87,7 @@ def table(default: dict[str, float], *, low=-math.inf, high=1e30, doc="") -> Fie
 
 
 def numbers(default: tuple, *, low=-math.inf, high=1e30, whole=False, doc="") -> Field:
-    return Field("list", default, low=low, high=high, whole=whole, doc=doc)
+    return Field("list", default, low=low, high=high if not whole else min(high, 2**53), whole=whole, doc=doc)
 
 
 class Section:
@@ -111,6 +111,9 @@ class Section:
         return out
 
     def validate(self, config: Mapping, path: str) -> None:
+        config = plain(config)
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"{path}={config!r} must be a section with the keys {', '.join(self.entries)}")
         for name in config:
             if name not in self.entries:
                 raise ConfigError(f"{path}.{name}: unknown key{_did_you_mean(name, self.entries)}")

@@ -17,9 +17,11 @@ Example:
 import dataclasses
 import fcntl
 import hashlib
+import math
 import os
 import pathlib
 import shutil
+import threading
 import time
 
 import ml_collections
@@ -77,7 +79,7 @@ def schema(config) -> Section:
         arms=Section(**arm_sections), eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
         report=Section(
-            every_s=number(60, low=0, doc="seconds between updates of the report while running"),
+            every_s=number(90, low=0, doc="seconds between updates of the report while running"),
             pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
         ),
     )  # fmt: skip
@@ -176,11 +178,13 @@ def plan(config: dict) -> list[Stage]:
             pair = {"policy": trained, "base": prior}
             add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
             if entry["regime"] == "rlp":
-                gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"]}
+                gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],
+                        "floor": entry["floor"], "groups": sorted(entry["mix"])}  # fmt: skip
                 add(f"{name}.gain", "gain", pair, name, gain=gain)
         add(f"{results.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, results.NULL,
             eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
-    return out
+    # Priors first: everything of a seed waits for its prior, and the last seed's must not leave workers idle.
+    return sorted(out, key=lambda stage: stage.kind != "prior")
 
 
 def run(config, workdir) -> results.Result:
@@ -197,23 +201,41 @@ def run(config, workdir) -> results.Result:
     with _locked(workdir), Progress(len(stages), workdir) as progress:
         for leftover in workdir.glob("stages/*/*/*.tmp"):
             shutil.rmtree(leftover)
-        began, last_report = time.time(), 0.0
+        began = time.time()
 
         def write(complete: bool) -> results.Result:
             finished = [s for s in stages if s.directory(workdir).exists()]
-            return results.write(config, stages, finished, workdir, complete=complete)
+            result = results.write(config, stages, finished, workdir, complete=complete)
+            progress.log(f"report: {result.report}  [{len(finished)}/{len(stages)} stages]")
+            return result
 
-        def finished(stage: Stage, pending: int) -> None:
-            nonlocal last_report
-            due = time.time() - last_report > config["report"]["every_s"]
-            if stage.kind in ("evaluate", "gain") and due and pending:
-                progress.log(f"report: {write(False).report}")
-                last_report = time.time()
-
-        workers.execute(stages, workdir, config["workers"], progress, finished)
+        with _Background(lambda: write(False), config["report"]["every_s"]) as interim:
+            workers.execute(stages, workdir, config["workers"], progress, interim.wanted)
         result = write(True)
-        progress.log(f"report: {result.report}  ({time.time() - began:.0f} s in this call)")
+        progress.log(f"finished: {time.time() - began:.0f} s in this call")
     return result
+
+
+class _Background:
+    """Writes the interim report in a thread of its own, so that no worker waits for a figure."""
+
+    def __init__(self, write, every_s: float):
+        self.write, self.every_s, self.last, self.thread = write, every_s, -math.inf, None
+
+    def wanted(self, stage: Stage, pending: int) -> None:
+        """Called after every stage; writes if there is something new to see and the last one is old."""
+        busy = self.thread is not None and self.thread.is_alive()
+        if stage.kind in ("evaluate", "gain") and pending and not busy and time.time() - self.last > self.every_s:
+            self.last = time.time()
+            self.thread = threading.Thread(target=self.write, daemon=True)
+            self.thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.thread is not None:
+            self.thread.join()
 
 
 def _fingerprint(data: dict) -> dict:

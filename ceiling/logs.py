@@ -38,7 +38,7 @@ class Progress:
 
     def log(self, line: str) -> None:
         stamp = f"{time.time() - self.began:6.0f} s  {line}"
-        self.file.write(stamp + "\n")
+        self.file.write(stamp + "\n")  # one write per line: the report's thread logs too
         self.file.flush()
         if self.live:
             self.live.console.print(stamp, highlight=False, markup=False)

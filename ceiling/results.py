@@ -25,6 +25,9 @@ from ceiling.version import __version__
 NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
 _CURVE_POINTS = 120  # training curves are thinned to about this many points per metric
+# Stages that are not arms but have a ledger.
+_SOURCES = (("prior", "pretraining", "the base model's own training"),
+            ("teacher", "teacher's training", "the base continued on what the prior lacks"))  # fmt: skip
 _NOT_METRICS = ("step", "flops", "skipped", "lr")
 
 
@@ -172,6 +175,8 @@ def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
         arms.append({"name": name, "title": entry["title"] or name, "regime": entry["regime"],
                      "reads": list(regime.reads(entry)), "control": entry["control"],
                      "description": (regimes.summary_line(entry["regime"]))})  # fmt: skip
+    arms += [{"name": name, "title": title, "regime": "sft", "reads": ["text"], "control": False, "source": True,
+              "description": description} for name, title, description in _SOURCES]  # fmt: skip
     notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(unfit)]
     return {
         "name": config["name"], "version": __version__, "config": config, "config_hash": digest(config),

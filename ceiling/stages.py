@@ -176,11 +176,12 @@ def _likelihood(context: Context, samples: Samples, policy: Policy, ledger, per_
 
 
 def gain(context: Context) -> None:
-    """Information gain of a policy's thoughts on evaluation passages against every baseline: the raw and
-    the wrapped non-thought, an empty wrapper in place of the thought, and thoughts of other problems."""
+    """Information gain of a policy's thoughts on held-out passages against every baseline: the raw and the
+    wrapped non-thought, an empty wrapper in place of the thought, and thoughts of other problems. Scored as in
+    training (the arm's floor), on the groups that the arm's text was drawn from."""
     s, task = context.settings["gain"], context.task
     policy, base = context.policy("policy"), context.policy("base")
-    problems = [p for p in task.evaluation()]
+    problems = [p for p in task.evaluation() if p.group in s["groups"]]
     passages = [task.passage(p) for p in problems]
     encode = lambda text: np.asarray(task.tokenizer.encode(text), np.int32)  # noqa: E731
     prompts = [encode(p.context) for p in passages]
@@ -196,7 +197,8 @@ def gain(context: Context) -> None:
     def total(examples, judge) -> np.ndarray:
         longest = max(len(e.tokens) for e in examples)
         logprobs, _ = score(judge.params, judge.config, examples, max_tokens=longest)
-        return np.array([float(np.sum(x)) for x in logprobs]).reshape(len(problems), -1)
+        V = judge.config.vocab_size
+        return np.array([float(np.sum(rlp.floored(x, s["floor"], V))) for x in logprobs]).reshape(len(problems), -1)
 
     pairs = [(i, j) for i in range(len(problems)) for j in range(s["n"])]
     own = [rlp.continuation_example(encode, passages[i], thought(i, j, i), 0) for i, j in pairs]

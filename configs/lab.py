@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
         tied=False, qkv_bias=True, embed_std=1.0, qk_bias_std=1.0, scan_layers=False,
     )  # fmt: skip
     config.prior.update(steps=2000, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.teacher.update(steps=500, prompts_per_step=128, microbatches=2, lr=3e-3, pool=1, mix={"C": 1.0})
+    config.teacher.update(steps=600, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
     config.budget.flops = 4.5e11
     config.eval.update(n=512, verdict_k=256)
     if variant == "tiny":

@@ -53,7 +53,8 @@ def token_divergence(student_logits, teacher_logits, beta: float, temperature: f
 
 
 def _kl(log_p, log_q):
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    p = jnp.exp(log_p)
+    return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), axis=-1)  # 0 log 0 is 0, a one-hot teacher's case
 
 
 def rounds(cfg, task, rng):

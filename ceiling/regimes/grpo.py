@@ -52,7 +52,7 @@ CONFIG = POLICY_LOSS | Section(
     kl_beta=number(0.0, low=0),
     kl_in=text("loss", choices=("loss", "reward")),
     oversample=number(1, whole=True, low=1, high=64, doc="prompts sampled per prompt kept (dynamic sampling)"),
-    drop_uninformative=flag(False, "leave out groups whose rewards are all equal (dynamic sampling)"),
+    drop_uninformative=flag(False, "leave out groups whose verdicts all pay the same (dynamic sampling)"),
     overlong_cache=number(0, whole=True, low=0, doc="soft overlong penalty: width of the ramp in tokens; 0 off"),
 )
 
@@ -117,7 +117,8 @@ def policy_loss(
     per_token_BT = -surrogate_BT
     kl_BT = jnp.zeros_like(mask_BT)
     if kl is not None:
-        kl_BT = kl_estimate(logp_BT, constant(ref_logp_BT), kl)
+        ref_logp_BT = jnp.where(mask_BT > 0, constant(ref_logp_BT), 0.0)
+        kl_BT = kl_estimate(jnp.where(mask_BT > 0, logp_BT, 0.0), ref_logp_BT, kl)
         per_token_BT = per_token_BT + beta * kl_BT
     total, denom = aggregate(per_token_BT, mask_BT, aggregation, max_tokens)
     tokens = jnp.sum(mask_BT)
@@ -206,11 +207,23 @@ def scores(material: Material, cfg):
     return {"reference": ScoreRequest("reference", flat, cfg["temperature"])}
 
 
+def verdict_rewards(material: Material, cfg) -> np.ndarray:
+    """f32[N, G]: what the verdicts alone pay."""
+    reward = REWARDS[cfg["reward"]]
+    return np.array([[reward(s.verdict) for s in group] for group in material.samples[0]], np.float32)
+
+
+def informative(material: Material, cfg) -> np.ndarray:
+    """bool[N]: groups whose verdict rewards differ. Length and KL terms do not make a group informative:
+    they differ in nearly every group, so dynamic sampling on them would keep all (invariant GR-7)."""
+    reward_NG = verdict_rewards(material, cfg)
+    return reward_NG.max(axis=1) > reward_NG.min(axis=1)
+
+
 def rewards(material: Material, cfg) -> np.ndarray:
     """f32[N, G]: verdict reward, length penalty, and -beta * k1 where the KL is in the reward."""
-    reward = REWARDS[cfg["reward"]]
     groups = material.samples[0]
-    out = np.array([[reward(s.verdict) for s in group] for group in groups], np.float32)
+    out = verdict_rewards(material, cfg)
     if cfg["overlong_cache"]:
         lengths = np.array([[len(s.tokens) for s in group] for group in groups])
         out += soft_overlong(lengths, material.task.max_response_tokens, cfg["overlong_cache"])
@@ -228,7 +241,7 @@ def examples(material: Material, cfg):
     reward_NG = rewards(material, cfg)
     kept = np.arange(len(reward_NG))
     if cfg["drop_uninformative"]:
-        kept = kept[reward_NG.max(axis=1) > reward_NG.min(axis=1)]
+        kept = kept[informative(material, cfg)]
     kept = kept[: cfg["prompts_per_step"]]
     if not len(kept):
         return []
@@ -255,7 +268,7 @@ def metrics(material: Material, cfg):
     return {
         "reward": float(reward_NG.mean()),
         "right": float(np.mean([s.verdict.right for s in flat])),
-        "uninformative_groups": float(np.mean(reward_NG.max(axis=1) == reward_NG.min(axis=1))),
+        "uninformative_groups": float(np.mean(~informative(material, cfg))),
         "truncated": float(np.mean([not s.stopped for s in flat])),
     }
 

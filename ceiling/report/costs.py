@@ -196,7 +196,7 @@ def configuration(view: View) -> str:
         ["ceiling", meta.get("version")],
         ["configuration hash", meta.get("config_hash")],
         ["device", meta.get("device")],
-        ["wall clock", seconds(meta.get("wall_s"))],
+        ["time in all stages", seconds(meta.get("wall_s"))],
         ["seeds", ", ".join(str(seed) for seed in meta.get("seeds") or []) or None],
         *[[name, version] for name, version in (meta.get("packages") or {}).items()],
     ]

@@ -58,6 +58,7 @@ def _legend(view: View) -> str:
         f'<label class="pick pick-{look.index}"><input type="checkbox" checked id="show-{look.index}">'
         f"{chip(look)}</label>"
         for look in view.looks.values()
+        if look.kind != "source"
     )
     return (
         f'<div class="legend" role="group" aria-label="Arms shown in the figures">{boxes}</div>'
@@ -71,7 +72,7 @@ def _css(view: View) -> str:
     light, dark, rules = [], [], []
     for look in view.looks.values():
         i = look.index
-        if look.kind == "arm":
+        if look.kind in ("arm", "source"):
             pair = ARM_COLOURS[i % len(ARM_COLOURS)]
             light.append(f"--arm-{i}:{pair[0]};")
             dark.append(f"--arm-{i}:{pair[1]};")

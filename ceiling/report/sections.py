@@ -196,7 +196,7 @@ def _tiles(view: View) -> str:
         ("samples per problem", number(meta["n"]) if meta.get("n") else None),
         ("verdicts read at k", meta.get("verdict_k")),
         ("margin", meta.get("margin")),
-        ("wall clock", seconds(meta["wall_s"]) if meta.get("wall_s") else None),
+        ("time in all stages", seconds(meta["wall_s"]) if meta.get("wall_s") else None),
         ("device", meta.get("device")),
     ]
     body = "".join(

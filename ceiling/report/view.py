@@ -44,7 +44,7 @@ class Look:
     width: float
     marker: str
     control: bool = False
-    kind: str = "arm"  # or "base", "null"
+    kind: str = "arm"  # or "base", "null", "source" (prior, teacher: they have a ledger, no verdict)
 
     @property
     def label(self) -> str:
@@ -150,7 +150,9 @@ def _looks(results: dict, meta: dict, declared: dict) -> dict[str, Look]:
     trained = [name for name in names if name not in special]
     # Colours go to the arms first and to the controls after them, so that a control never takes the
     # colour of a main arm; the order is the configuration's, so a colour does not move as rows arrive.
-    coloured = sorted(trained, key=lambda name: bool(declared.get(name, {}).get("control")))
+    coloured = sorted(
+        trained, key=lambda name: [bool(declared.get(name, {}).get(key)) for key in ("source", "control")]
+    )
     looks = {}
     for name in special:
         arm = declared.get(name, {})
@@ -182,6 +184,7 @@ def _looks(results: dict, meta: dict, declared: dict) -> dict[str, Look]:
             1.1 if control else 2.0,
             _MARKERS[index % len(_MARKERS)],
             control,
+            "source" if arm.get("source") else "arm",
         )
     # The null arm closes every list: it is what the others are held against.
     return {

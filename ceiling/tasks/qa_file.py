@@ -41,7 +41,7 @@ class QAFile:
             raise ConfigError(
                 f"config.task.evaluation_problems={config['evaluation_problems']} leaves nothing to train "
                 f"on: {path} has {len(usable)} usable problems ({self.left_out} left out as too "
-                "long); lower it, raise config.task.max_response_tokens, or give a larger file"
+                "long or repeated); lower it, raise config.task.max_response_tokens, or give a larger file"
             )
         order = permute(np.arange(len(usable)), len(usable), f"qa/{config['seed']}")
         problems = [usable[i] for i in order]
@@ -87,7 +87,7 @@ def _read(path: str) -> list[tuple[str, str, str]]:
     if not path:
         raise ConfigError("config.data.path is empty; give a JSONL file: --config.data.path=FILE")
     try:
-        lines = pathlib.Path(path).read_text("utf-8").splitlines()
+        lines = pathlib.Path(path).read_text("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from None
     except OSError as error:
@@ -100,12 +100,15 @@ def _read(path: str) -> list[tuple[str, str, str]]:
             row = json.loads(line)
             question, answer = row["question"], row["answer"]
             solution, _, gold = answer.rpartition(MARK)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            (question + answer).encode()  # text, and text that has an encoding
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{path}:{number_}: needs a JSON object with text fields `question` and `answer` ({error})"
             ) from None
         if numeric.parse(gold) is None:
             raise ConfigError(f"{path}:{number_}: gold answer {gold.strip()!r} is not a number; fix or drop it")
+        if ByteTokenizer.eos in question + answer:
+            raise ConfigError(f"{path}:{number_}: contains U+0003, which marks the end of a response; remove it")
         rows.append((question.strip(), solution.strip(), numeric.canonical(numeric.parse(gold))))
     if not rows:
         raise ConfigError(f"{path}: the file has no rows")

@@ -6,7 +6,7 @@ Groups, language, corpus and verifier are in the files beside this one.
 
 import numpy as np
 
-from ceiling.config import Section, number, table, text
+from ceiling.config import ConfigError, Section, number, table, text
 from ceiling.data.tokens import CharTokenizer
 from ceiling.tasks.base import Document, Group, Passage, Problem, Verdict
 from ceiling.tasks.lab import language as lang
@@ -39,7 +39,7 @@ class Lab:
     max_response_tokens = lang.MAX_RESPONSE
 
     def __init__(self, config):
-        self.config = config
+        self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
         self.tokenizer = CharTokenizer(lang.SYMBOLS, eos="$")
         self.splits = problems.make_splits(
             config["seed"], config["evaluation_per_group"], config["training_per_group"],
@@ -90,6 +90,20 @@ class Lab:
 
     def gate(self):
         return self.splits.gate, "S", self.config["gate_accuracy"]
+
+
+# Names that the tables of the configuration may use, in the order in which they are drawn.
+_TABLES = {
+    "rho": ("R", "V", "U"), "strategies": tuple(lang.STRATEGIES), "teacher_strategies": tuple(lang.STRATEGIES),
+    "demonstrations": tuple(lang.STRATEGIES), "depths": ("1", "2", "3", "4"), "teacher_depths": ("1", "2", "3", "4"),
+}  # fmt: skip
+
+
+def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
+    """A table in the lab's own order, 0 where a name is left out: the order of its keys means nothing."""
+    if unknown := sorted(set(config[key]) - set(names)):
+        raise ConfigError(f"config.task.{key}.{unknown[0]}: unknown name; known: {', '.join(names)}")
+    return {name: config[key].get(name, 0.0) for name in names}
 
 
 def make(config, data) -> Lab:

@@ -1,0 +1,30 @@
+# Needs Python 3.11+ and make. Everything else lives in .venv, made here.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test bench clean
+
+quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/quickstart/report.html
+	$(BIN)/python -m ceiling --config configs/lab.py --workdir runs/quickstart
+
+test: $(VENV)/.dev  ## environment, then all tests
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: $(VENV)/.core
+	$(BIN)/python scripts/bench.py
+
+$(VENV)/.core: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("ceiling needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)
