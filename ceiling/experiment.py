@@ -30,6 +30,7 @@ from ceiling import results, workers
 from ceiling.config import ConfigError, Section, digest, flag, number, numbers, ordered, plain, table, text
 from ceiling.logs import Progress
 from ceiling.model.config import ModelConfig
+from ceiling.model.sharding import make_mesh, param_shardings
 from ceiling.regimes import base as regimes
 from ceiling.tasks import base as tasks
 from ceiling.train import loop
@@ -69,7 +70,7 @@ def schema(config) -> Section:
     return Section(
         name=text("experiment"),
         seeds=numbers((1, 2, 3), whole=True, low=0, doc="training seeds; three or more for a verdict"),
-        workers=number(1, whole=True, low=1, high=64, doc="stages run at once, each in a process of its own; 1: in this one"),
+        workers=number(1, whole=True, low=1, high=64, doc="stages run at once, in processes of their own; 1: in this"),
         mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
         data=Section(path=text("", doc="your own file, for tasks that read one")),
         task=tasks.module(config["task"]["name"]).CONFIG,
@@ -114,12 +115,14 @@ def validate(config) -> dict:
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
     n, k = config["eval"]["n"], config["eval"]["verdict_k"]
     if 2 * k > n:
-        raise ConfigError(f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw")
+        raise ConfigError(
+            f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw"
+        )
     if max(config["eval"]["ks"]) > n:
-        raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; pass@k needs k <= n")
+        raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; lower it or raise n")
     pair = config["report"]["pair"].split()
     if pair and (len(pair) != 3 or not {*pair[:2]} <= config["arms"].keys()):
-        raise ConfigError(f"config.report.pair={config['report']['pair']!r} must name two arms and a group, or be empty")
+        raise ConfigError(f"config.report.pair={' '.join(pair)!r} must name two arms and a group, or be empty")
     for name, entry in config["arms"].items():
         if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
             raise ConfigError(
@@ -129,7 +132,8 @@ def validate(config) -> dict:
         for key in ("minibatches", "microbatches"):
             if total % entry[key]:
                 raise ConfigError(
-                    f"config.arms.{name}.{key}={entry[key]} does not divide prompts_per_step * samples_per_prompt = {total}"
+                    f"config.arms.{name}.{key}={entry[key]} does not divide "
+                    f"prompts_per_step * samples_per_prompt = {total}"
                 )
     return config
 
@@ -155,7 +159,7 @@ class Stage:
 
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
-    world = {"mesh": config["mesh"], "task": config["task"], "data": _fingerprint(config["data"]), "model": config["model"]}
+    world = {key: config[key] for key in ("mesh", "task", "model")} | {"data": _fingerprint(config["data"])}
     evaluation = {k: config["eval"][k] for k in ("n", "temperature", "top_p", "likelihood_samples")}
     out = []
     for seed in config["seeds"]:
@@ -194,7 +198,10 @@ def run(config, workdir) -> results.Result:
     ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
     """
     config = validate(config)
-    tasks.load(config["task"], config["data"])  # bad data is refused here, not in the middle of the run
+    task = tasks.load(config["task"], config["data"])  # bad data is refused here, not in the middle of the run
+    if math.prod(config["mesh"].values()) > 1:  # and so is a mesh that the machine or the model does not fit
+        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
+        param_shardings(model, make_mesh(**config["mesh"]))
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)

@@ -73,12 +73,13 @@ class Ledger:
 
     def charge(self, phase: str, model: str, *, flops=0.0, tokens=0, executed_tokens=None, sequences=0, seconds=0.0):
         """Add work. model: "policy", "ema", "reference" or "teacher"."""
-        if min(flops, tokens, sequences, seconds) < 0:
-            raise ValueError(f"ledger: negative charge to {phase}/{model}; work can only be added")
+        executed_tokens = tokens if executed_tokens is None else executed_tokens
+        if not all(0 <= amount < np.inf for amount in (flops, tokens, executed_tokens, sequences, seconds)):
+            raise ValueError(f"ledger: negative or non-finite charge to {phase}/{model}; work can only be added")
         entry = self.entries[phase, model]
         entry.flops += float(flops)
         entry.tokens += int(tokens)
-        entry.executed_tokens += int(tokens if executed_tokens is None else executed_tokens)
+        entry.executed_tokens += int(executed_tokens)
         entry.sequences += int(sequences)
         entry.seconds += float(seconds)
 
@@ -103,6 +104,8 @@ class Ledger:
 
     def spent(self, axis: str) -> float:
         """The value that arms are matched on: "student" or "total" (teacher included)."""
+        if axis not in ("student", "total"):
+            raise ValueError(f"ledger: budget axis {axis!r} is not known; use student or total")
         return self.student_flops + (self.teacher_flops if axis == "total" else 0.0)
 
     def merge(self, other: "Ledger") -> None:

@@ -24,6 +24,7 @@ from ceiling.version import __version__
 
 NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
+_MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", "diversity", "strategies")
 _CURVE_POINTS = 120  # training curves are thinned to about this many points per metric
 # Stages that are not arms but have a ledger.
 _SOURCES = (("prior", "pretraining", "the base model's own training"),
@@ -71,7 +72,7 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
         "likelihood": _json_rows(finished, workdir, "likelihood.json"),
         "rlp": _json_rows(finished, workdir, "gain.json"),
         "training": _training(finished, workdir), **_ledgers(finished, workdir),
-        **{name: [] for name in ("curves", "differences", "verdicts", "crossings", "sets", "cover", "diversity", "strategies")},
+        **{name: [] for name in _MEASURES},
         "null": {"false_expansion": []},
     }  # fmt: skip
     if cells:
@@ -180,7 +181,8 @@ def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
     notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(unfit)]
     return {
         "name": config["name"], "version": __version__, "config": config, "config_hash": digest(config),
-        "device": _device(), "packages": {p: metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+        "device": _device(),
+        "packages": {p: metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
         "wall_s": _stage_seconds(finished, workdir), "seeds": list(config["seeds"]), "n": config["eval"]["n"],
         "ks": list(config["eval"]["ks"]), "verdict_k": config["eval"]["verdict_k"], "margin": config["eval"]["margin"],
         "stages": {"done": len(finished), "total": len(stages)}, "complete": complete, "notes": notes,
@@ -209,6 +211,7 @@ def _device() -> str:
     """Name of the processor that this run computes on, without starting an accelerator for it."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [line.partition(":")[2].strip() for line in lines]
         return f"{len(names)} x {names[0]}" if names else platform.machine()
     return platform.processor() or platform.machine()

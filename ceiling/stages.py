@@ -90,7 +90,8 @@ def _pretrain(context: Context, params, kind: str):
     documents = context.task.corpus(kind, stream(context.seed, 2), cfg["steps"] * rows)
     trainer = Trainer(
         regimes.load("sft"), cfg, context.model, params, context.task, models={}, seed=context.seed,
-        budget=Budget(steps=cfg["steps"]), mesh=context.mesh, corpus=lambda start, count: documents[start : start + count],
+        budget=Budget(steps=cfg["steps"]), mesh=context.mesh,
+        corpus=lambda start, count: documents[start : start + count],
     )  # fmt: skip
     return _train(context, trainer)
 
@@ -203,7 +204,8 @@ def gain(context: Context) -> None:
     pairs = [(i, j) for i in range(len(problems)) for j in range(s["n"])]
     own = [rlp.continuation_example(encode, passages[i], thought(i, j, i), 0) for i, j in pairs]
     # A fixed-point-free shift within the list keeps every thought in use once, on another problem.
-    shuffled = [rlp.continuation_example(encode, passages[i], thought((i + 1) % len(problems), j, i), 0) for i, j in pairs]
+    other = [(i + 1) % len(problems) for i in range(len(problems))]
+    shuffled = [rlp.continuation_example(encode, passages[i], thought(other[i], j, i), 0) for i, j in pairs]
     with_thought, with_other = total(own, policy), total(shuffled, policy)
     empty = {kind: [rlp.no_thought_example(encode, p, kind, 0) for p in passages] for kind in ("raw", "wrapped")}
     baseline = {

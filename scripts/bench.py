@@ -6,12 +6,14 @@ Each row is a median over repeats after warm-up, and its share of the matrix-pro
 machine reaches in the same process. FLOPs are the ledger's closed forms (useful work, no padding).
 """
 
+import functools
+import itertools
 import statistics
 import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 SIZES = {
     "tiny": dict(vocab_size=64, width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, tied=True),
@@ -73,7 +75,7 @@ class Bench:
         for name in ("sft", "grpo"):
             regime = regimes.load(name)
             cfg = {**(loop.CONFIG | regime.config).defaults().to_dict(), "max_tokens": NEW_TOKENS}
-            loss = lambda params, batch, frozen, regime=regime, cfg=cfg: regime.loss(params, batch, frozen, forward, cfg)  # noqa: E731
+            loss = functools.partial(regime.loss, forward=forward, cfg=cfg)
             self.steps[name] = make_step(loss, self.optimiser)
 
     def batch(self, rows: int, tokens: int, extra: dict):
@@ -99,8 +101,15 @@ class Bench:
         from ceiling.rollout import generate
 
         prompts = self.rng.integers(1, self.config.vocab_size, (self.work["prompts"], PROMPT_TOKENS)).tolist()
-        seeds = iter(range(10**6))
-        return lambda: generate(self.policy, prompts, n=self.work["samples"], max_new_tokens=NEW_TOKENS, seed=next(seeds)).lengths
+        seeds = itertools.count()
+
+        def run():
+            out = generate(
+                self.policy, prompts, n=self.work["samples"], max_new_tokens=NEW_TOKENS, seed=next(seeds)
+            )
+            return out.lengths
+
+        return run
 
     def grpo(self):
         """Rollout and update; the reward is trivial, so what is timed is the regime's own work."""
@@ -127,9 +136,8 @@ def measure(size: str, repeats: int, rate: float) -> list[tuple]:
     rows, samples = bench.work["sft_rows"], bench.work["prompts"] * bench.work["samples"]
     full = PROMPT_TOKENS + NEW_TOKENS
     train = ledger.TRAIN_FACTOR * ledger.forward_flops(bench.config, [SFT_TOKENS] * rows)
-    sample = ledger.sampling_flops(
-        bench.config, [PROMPT_TOKENS] * bench.work["prompts"], [[NEW_TOKENS] * bench.work["samples"]] * bench.work["prompts"]
-    )
+    prompts, n = bench.work["prompts"], bench.work["samples"]
+    sample = ledger.sampling_flops(bench.config, [PROMPT_TOKENS] * prompts, [[NEW_TOKENS] * n] * prompts)
     update = ledger.TRAIN_FACTOR * ledger.forward_flops(bench.config, [full] * samples)
     jobs = [
         ("train step (SFT)", bench.sft(), rows * SFT_TOKENS, train),
@@ -143,14 +151,23 @@ def measure(size: str, repeats: int, rate: float) -> list[tuple]:
     return out
 
 
-def first_step_seconds() -> float:
+def first_step_seconds(size: str) -> float:
     """Seconds from starting a fresh process to the end of its first SFT step, compilation included."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--only_first_step", "--sizes=tiny"], check=True)
+    subprocess.run([sys.executable, __file__, "--only_first_step", f"--sizes={size}"], check=True)
     return time.perf_counter() - began
 
 
+def first_step_flops(size: str) -> float:
+    from ceiling import ledger
+    from ceiling.model import ModelConfig
+
+    lengths = [SFT_TOKENS] * WORK[size]["sft_rows"]
+    return ledger.TRAIN_FACTOR * ledger.forward_flops(ModelConfig(**SIZES[size]), lengths)
+
+
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
     if _ONLY_FIRST_STEP.value:
         import jax
 
@@ -165,17 +182,11 @@ def main(_) -> None:
         for name, seconds, tokens, share in measure(size, _REPEATS.value, rate):
             print(f"{name:28s} {seconds:9.3f} {tokens:10.0f} {share:21.1%}")
     if _START.value:
-        seconds = first_step_seconds()
-        bench = SIZES["tiny"]
-        print(f"{'start to first step, tiny':28s} {seconds:9.2f} {WORK['tiny']['sft_rows'] * SFT_TOKENS / seconds:10.0f} "
-              f"{_first_step_flops(bench) / seconds / rate:21.2%}")  # fmt: skip
-
-
-def _first_step_flops(shape: dict) -> float:
-    from ceiling import ledger
-    from ceiling.model import ModelConfig
-
-    return ledger.TRAIN_FACTOR * ledger.forward_flops(ModelConfig(**shape), [SFT_TOKENS] * WORK["tiny"]["sft_rows"])
+        for size in _SIZES.value:
+            seconds, flops = first_step_seconds(size), first_step_flops(size)
+            tokens = WORK[size]["sft_rows"] * SFT_TOKENS
+            name = f"start to first step, {size}"
+            print(f"{name:28s} {seconds:9.2f} {tokens / seconds:10.0f} {flops / seconds / rate:21.2%}")
 
 
 if __name__ == "__main__":

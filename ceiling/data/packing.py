@@ -41,7 +41,9 @@ class Batch:
     extra: dict
 
 
-def pack(examples: list[Example], *, sequences: int, max_tokens: int, row_tokens: int, rows: int | None = None) -> Batch:
+def pack(
+    examples: list[Example], *, sequences: int, max_tokens: int, row_tokens: int, rows: int | None = None
+) -> Batch:
     """Batch of exactly `sequences` sequences (missing ones are fully masked) in `rows` rows.
 
     First-fit decreasing. rows=None gives as many rows as are needed. Raises ValueError if a sequence
@@ -52,7 +54,7 @@ def pack(examples: list[Example], *, sequences: int, max_tokens: int, row_tokens
     if longest > max_tokens or max_tokens > row_tokens:
         raise ValueError(
             f"packing: longest example {longest}, max_tokens={max_tokens}, row_tokens={row_tokens} must "
-            "be in rising order; raise config.train.row_tokens or shorten the responses"
+            "be in rising order; shorten the examples or make room for them"
         )
     place, needed = _first_fit([len(e.tokens) for e in examples], row_tokens)
     rows = needed if rows is None else rows

@@ -63,8 +63,8 @@ def generate(
     prompt, a non-positive n or length, or a temperature or top_p out of range.
     """
     prompts = [np.asarray(p, np.int32) for p in prompts]
-    _check(prompts, n, max_new_tokens, temperature, top_p)
     ids = np.arange(len(prompts)) if problem_ids is None else np.asarray(problem_ids)
+    _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests)
     ids = ids.astype(np.uint32)
     capacity = bucket(max(len(p) for p in prompts))
     per_call = max(1, min(len(prompts), chunk_requests // n))
@@ -214,11 +214,15 @@ def pad_prompts(prompts, rows: int, capacity: int):
     return tokens_CP, lengths_C
 
 
-def _check(prompts, n, max_new_tokens, temperature, top_p):
+def _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests):
     if not prompts or any(len(p) == 0 for p in prompts):
         raise ValueError("rollout: every prompt needs at least one token; got an empty prompt or list")
+    if ids.shape != (len(prompts),):
+        raise ValueError(f"rollout: problem_ids has shape {ids.shape} for {len(prompts)} prompts; give one id each")
     if n < 1 or max_new_tokens < 1:
         raise ValueError(f"rollout: n={n} and max_new_tokens={max_new_tokens} must be at least 1")
+    if slots < 1 or chunk_requests < 1:
+        raise ValueError(f"rollout: slots={slots} and chunk_requests={chunk_requests} must be at least 1")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"rollout: temperature={temperature} must be finite and >= 0 (0 is greedy)")
     if not 0 < top_p <= 1:

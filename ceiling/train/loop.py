@@ -4,6 +4,7 @@ Everything a step does is a function of (seed, step) and the parameters, so a st
 run again gives the same result. The loop stops at the step that lands nearest to the budget.
 """
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable
@@ -154,7 +155,7 @@ class Trainer:
         out = generate(
             Policy(self._params(spec.model), self.model_config, (stop,)), prompts, n=spec.n,
             max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"], seed=stream(self.seed, step, round_),
-            problem_ids=[p.id for p in material.problems], slots=256,
+            problem_ids=noise_ids(material.problems), slots=256,
         )  # fmt: skip
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
@@ -202,10 +203,13 @@ class Trainer:
         cfg = self.cfg
         total = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
         start = time.perf_counter()
-        metrics = {}
+        metrics = {"loss": 0.0, "grad_norm": 0.0, "skipped": self.state.skipped}
         for _ in range(cfg["epochs"]):
             for part in range(cfg["minibatches"]):
                 mine = examples[part :: cfg["minibatches"]]
+                if not mine:
+                    continue  # every sample was filtered out: no step at all, not one of momentum and decay
+                self.ledger.count("updates")
                 batch, lengths = self._batch(mine, total // cfg["minibatches"])
                 self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr))
                 executed = batch.tokens_RW.size
@@ -214,7 +218,6 @@ class Trainer:
                                    executed_tokens=executed, sequences=len(lengths))  # fmt: skip
                 for name in self.frozen:
                     self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), sequences=len(lengths))
-        self.ledger.count("updates", cfg["epochs"] * cfg["minibatches"])
         self.ledger.count("supervised tokens", sum(int(e.mask.sum()) for e in examples))
         self.ledger.count("empty training slots", total - len(examples))
         self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
@@ -232,7 +235,9 @@ class Trainer:
             part, sequences=each, max_tokens=self.max_tokens, row_tokens=self.max_tokens, rows=rows)  # fmt: skip
         needed = max(len(make(part, None).tokens_RW) for part in parts)
         rows = -(-needed // quarter) * quarter
-        batch = packing.stack([make(part, rows) for part in parts])
+        batches = [make(part, rows) for part in parts]
+        blank = jax.tree.map(np.zeros_like, batches[0].extra)  # an empty part has no example to name its extras
+        batch = packing.stack([b if part else b.replace(extra=blank) for b, part in zip(batches, parts, strict=True)])
         if self.mesh.size > 1:
             batch = jax.device_put(batch, batch_sharding(self.mesh, leading=1))
         return batch, lengths
@@ -257,6 +262,17 @@ class Trainer:
         pending.update(fetched)
         self.curve.append(pending)
         report(pending)
+
+
+def noise_ids(problems) -> list[int]:
+    """Keys of the sampling noise: a problem's id, moved for its second and later copies in a step, so that
+    copies (one-problem training, the seam of two epochs) are different draws (invariant OS-3)."""
+    copies: collections.Counter = collections.Counter()
+    out = []
+    for p in problems:
+        out.append((p.id + copies[p.id] * 0x9E3779B1) % 2**32)
+        copies[p.id] += 1
+    return out
 
 
 def stream(seed: int, *path: int) -> int:

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @flax.struct.dataclass
@@ -27,7 +28,15 @@ class TrainState:
 
 
 def init_state(params, optimiser: optax.GradientTransformation, aux=None) -> TrainState:
-    return TrainState(params, optimiser.init(params), aux, jnp.int32(0), jnp.int32(0))
+    """A fresh state on the mesh of `params`. Its counters go there too: a first call whose arguments lie
+    elsewhere than its results would compile the whole step twice."""
+    state = TrainState(params, optimiser.init(params), aux, jnp.int32(0), jnp.int32(0))
+    home = jax.tree.leaves(params)[0].sharding
+    if not isinstance(home, NamedSharding):
+        return state
+    everywhere = NamedSharding(home.mesh, PartitionSpec())
+    placed = lambda leaf: isinstance(leaf.sharding, NamedSharding)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf if placed(leaf) else jax.device_put(leaf, everywhere), state)
 
 
 def make_step(loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None):
@@ -54,7 +63,7 @@ def make_step(loss: Callable, optimiser: optax.GradientTransformation, after_upd
         (loss_sum, (denominator, metrics), grads), _ = jax.lax.scan(accumulate, zeros, microbatches)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
