@@ -230,9 +230,11 @@ class Trainer:
         each = -(-sequences // micro)
         parts = [examples[i * each : (i + 1) * each] for i in range(micro)]
         lengths = [len(e.tokens) for e in examples]
-        quarter = -(-each // 4)
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # rows and sequences are shared out evenly
+        slots = -(-each // devices) * devices
+        quarter = -(-each // (4 * devices)) * devices
         make = lambda part, rows: packing.pack(  # noqa: E731
-            part, sequences=each, max_tokens=self.max_tokens, row_tokens=self.max_tokens, rows=rows)  # fmt: skip
+            part, sequences=slots, max_tokens=self.max_tokens, row_tokens=self.max_tokens, rows=rows)  # fmt: skip
         needed = max(len(make(part, None).tokens_RW) for part in parts)
         rows = -(-needed // quarter) * quarter
         batches = [make(part, rows) for part in parts]

@@ -1,0 +1,102 @@
+"""Packing: every token once, nothing overlaps, the view of each sequence points at its predecessors."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ceiling.data.packing import Example, pack, stack
+
+lengths_of = st.lists(st.integers(1, 9), max_size=12)
+
+
+def examples_of(lengths, seed=0):
+    """Tokens are unique over the batch, so a token says where it came from."""
+    rng, start, out = np.random.default_rng(seed), 1, []
+    for n in lengths:
+        tokens = np.arange(start, start + n)
+        out.append(Example(tokens, rng.integers(0, 2, n).astype(np.float32), {"w": tokens * 0.5, "a": float(start)}))
+        start += n
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=lengths_of, row_tokens=st.integers(9, 25), seed=st.integers(0, 999))
+def test_every_token_is_placed_once_and_nothing_overlaps(lengths, row_tokens, seed):
+    examples = examples_of(lengths, seed)
+    batch = pack(examples, sequences=12, max_tokens=9, row_tokens=row_tokens)
+    assert batch.tokens_RW.shape == batch.segments_RW.shape == batch.positions_RW.shape
+    live = batch.segments_RW > 0
+    assert sorted(batch.tokens_RW[live]) == list(range(1, sum(lengths) + 1)), "each token once"
+    assert np.all(batch.tokens_RW[~live] == 0)
+    pieces = set()
+    for row in range(len(live)):
+        for segment in set(batch.segments_RW[row]) - {0}:
+            at = np.flatnonzero(batch.segments_RW[row] == segment)
+            assert np.all(np.diff(at) == 1), "a segment is one run"
+            np.testing.assert_array_equal(batch.positions_RW[row, at], np.arange(len(at)))
+            pieces.add(tuple(batch.tokens_RW[row, at]))
+    assert pieces == {tuple(e.tokens) for e in examples}, "no sequence is split or merged"
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=lengths_of, row_tokens=st.integers(9, 25), seed=st.integers(0, 999))
+def test_the_view_per_sequence_points_at_the_predecessor(lengths, row_tokens, seed):
+    examples = examples_of(lengths, seed)
+    batch = pack(examples, sequences=12, max_tokens=9, row_tokens=row_tokens)
+    flat_tokens, flat_segments = batch.tokens_RW.reshape(-1), batch.segments_RW.reshape(-1)
+    assert batch.targets_BT.shape == batch.mask_BT.shape == batch.index_BT.shape == (12, 9)
+    for b, example in enumerate(examples):
+        n = len(example.tokens)
+        np.testing.assert_array_equal(batch.targets_BT[b, :n], example.tokens)
+        for t in range(1, n):
+            i = batch.index_BT[b, t]
+            assert flat_tokens[i] == example.tokens[t - 1]
+            assert flat_tokens[i + 1] == example.tokens[t] and flat_segments[i] == flat_segments[i + 1]
+        np.testing.assert_array_equal(batch.mask_BT[b, 1:n], example.mask[1:])
+        np.testing.assert_array_equal(batch.extra["w"][b, :n], example.extra["w"])
+        assert batch.extra["a"][b] == example.extra["a"]
+        assert not batch.mask_BT[b, n:].any() and not batch.extra["w"][b, n:].any()
+    assert not batch.mask_BT[:, 0].any(), "nothing predicts token 0"
+    assert not batch.mask_BT[len(examples) :].any(), "X-3: absent sequences are fully masked"
+    assert batch.mask_BT.sum() == sum(e.mask[1:].sum() for e in examples)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=lengths_of, row_tokens=st.integers(9, 25))
+def test_first_fit_wastes_no_row(lengths, row_tokens):
+    """Two rows cannot both be at most half full, since the second would have gone into the first."""
+    batch = pack(examples_of(lengths), sequences=12, max_tokens=9, row_tokens=row_tokens)
+    fill = np.sort((batch.segments_RW > 0).sum(axis=1))
+    assert len(fill) >= max(1, -(-sum(lengths) // row_tokens))
+    assert len(fill) == 1 or fill[0] + fill[1] > row_tokens
+    more = pack(examples_of(lengths), sequences=12, max_tokens=9, row_tokens=row_tokens, rows=len(fill) + 2)
+    assert len(more.tokens_RW) == len(fill) + 2 and not more.segments_RW[len(fill) :].any()
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers():
+    examples = examples_of([4, 4, 4])
+    with pytest.raises(ValueError, match="3 examples do not fit a batch of 2"):
+        pack(examples, sequences=2, max_tokens=4, row_tokens=8)
+    with pytest.raises(ValueError, match="longest example 4, max_tokens=3"):
+        pack(examples, sequences=3, max_tokens=3, row_tokens=8)
+    with pytest.raises(ValueError, match="max_tokens=9, row_tokens=8"):
+        pack(examples, sequences=3, max_tokens=9, row_tokens=8)
+    with pytest.raises(ValueError, match="2 rows of 8 tokens are needed, 1 are there"):
+        pack(examples, sequences=3, max_tokens=4, row_tokens=8, rows=1)
+
+
+def test_an_empty_batch_has_its_shape_and_no_target():
+    batch = pack([], sequences=3, max_tokens=4, row_tokens=8)
+    assert batch.tokens_RW.shape == (1, 8) and batch.targets_BT.shape == (3, 4)
+    assert not batch.mask_BT.any() and not batch.segments_RW.any()
+
+
+def test_stack_puts_micro_batches_on_a_new_leading_axis():
+    one, two = (pack(examples_of([3, 2], s), sequences=2, max_tokens=4, row_tokens=6, rows=2) for s in (0, 1))
+    both = stack([one, two])
+    for a, b, c in zip(*map(jax.tree.leaves, (both, one, two)), strict=True):
+        assert a.shape == (2, *b.shape)
+        np.testing.assert_array_equal(a[0], b)
+        np.testing.assert_array_equal(a[1], c)

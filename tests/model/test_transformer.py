@@ -1,0 +1,206 @@
+"""The forward pass against a plain NumPy float64 model, and its invariances."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ceiling import model
+from ceiling.model.transformer import rotary
+
+checked = settings(max_examples=20, deadline=None)
+forward = jax.jit(model.forward, static_argnums=1)
+SHAPES = [dict(), dict(odd=True), dict(kv_heads=4), dict(kv_heads=1, qk_norm=True), dict(qkv_bias=True, tied=False)]
+
+
+def some_tokens(shape, seed=0, vocab=13):
+    return np.random.default_rng(seed).integers(1, vocab, shape).astype(np.int32)
+
+
+# --- the reference: one token loop over queries, no batching tricks, float64 -------------------------------
+
+
+def reference_norm(x, scale, eps):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * scale
+
+
+def reference_rope(x, position, base):
+    """x [H] at an integer position: pair i is (x[i], x[i + H/2]), turned by position * base^(-2i/H)."""
+    H = len(x)
+    out = np.empty(H)
+    for i in range(H // 2):
+        angle = position * base ** (-2 * i / H)
+        c, s = np.cos(angle), np.sin(angle)
+        out[i] = x[i] * c - x[i + H // 2] * s
+        out[i + H // 2] = x[i + H // 2] * c + x[i] * s
+    return out
+
+
+def reference_logits(params, c, tokens_T):
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    T = len(tokens_T)
+    x = p["embed"][tokens_T]
+    for layer in range(c.layers):
+        w = {name: value[layer] for name, value in p["layers"].items()}
+        h = reference_norm(x, w["attn_norm"], c.norm_eps)
+        q, k, v = (np.einsum("td,dnh->tnh", h, w[name]) for name in ("wq", "wk", "wv"))
+        if c.qkv_bias:
+            q, k, v = q + w["bq"], k + w["bk"], v + w["bv"]
+        if c.qk_norm:
+            q, k = reference_norm(q, w["q_norm"], c.norm_eps), reference_norm(k, w["k_norm"], c.norm_eps)
+        for t in range(T):
+            for n in range(c.heads):
+                q[t, n] = reference_rope(q[t, n], t, c.rope_base)
+            for n in range(c.kv_heads):
+                k[t, n] = reference_rope(k[t, n], t, c.rope_base)
+        out = np.zeros((T, c.heads, c.head_dim))
+        for t in range(T):
+            for n in range(c.heads):
+                kv = n // (c.heads // c.kv_heads)
+                score = k[: t + 1, kv] @ q[t, n] / np.sqrt(c.head_dim)
+                weight = np.exp(score - score.max())
+                out[t, n] = (weight / weight.sum()) @ v[: t + 1, kv]
+        x = x + np.einsum("tnh,nhd->td", out, w["wo"])
+        h = reference_norm(x, w["mlp_norm"], c.norm_eps)
+        gate = h @ w["w_gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["w_up"])) @ w["w_down"]
+    x = reference_norm(x, p["final_norm"], c.norm_eps)
+    return x @ (p["embed"].T if c.tied else p["head"])
+
+
+@pytest.mark.parametrize("fields", SHAPES, ids=str)
+def test_forward_equals_the_numpy_reference(make_model, fields):
+    config, params = make_model(**fields)
+    tokens_BT = some_tokens((3, 11))
+    logits_BTV = forward(params, config, tokens_BT)
+    assert logits_BTV.dtype == jnp.float32 and logits_BTV.shape == (3, 11, config.vocab_size)
+    for row, tokens_T in enumerate(tokens_BT):
+        expected_TV = reference_logits(params, config, tokens_T)
+        np.testing.assert_allclose(logits_BTV[row], expected_TV, atol=1e-4, rtol=1e-4)
+
+
+# --- invariances ----------------------------------------------------------------------------------------
+
+
+@checked
+@given(cut=st.integers(1, 9), seed=st.integers(0, 10**6))
+def test_causal_later_tokens_change_nothing_before_them(make_model, cut, seed):
+    config, params = make_model(odd=True)
+    one, other = some_tokens((1, 10), seed), some_tokens((1, 10), seed + 1)
+    other[:, :cut] = one[:, :cut]
+    other[:, cut] = one[:, cut] % 12 + 1  # differs for certain
+    a, b = forward(params, config, one), forward(params, config, other)
+    np.testing.assert_array_equal(a[:, :cut], b[:, :cut])
+    assert np.abs(a[:, cut] - b[:, cut]).max() > 1e-4
+
+
+@checked
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 10**6))
+def test_packed_segments_give_the_logits_of_separate_rows(make_model, lengths, seed):
+    config, params = make_model(odd=True)
+    width = 22  # at least two tokens of padding at the end
+    tokens_BT, segments_BT = some_tokens((1, width), seed), np.zeros((1, width), np.int32)
+    starts = np.cumsum([0, *lengths])
+    for s, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        segments_BT[0, start:stop] = s + 1
+    packed = forward(params, config, tokens_BT, segments_BT=segments_BT)
+    assert np.isfinite(packed).all()
+    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        alone_BT = np.zeros((1, 5), np.int32)
+        alone_BT[0, : stop - start] = tokens_BT[0, start:stop]
+        alone = forward(params, config, alone_BT)
+        np.testing.assert_allclose(packed[0, start:stop], alone[0, : stop - start], atol=2e-5)
+
+
+def test_default_positions_restart_in_every_segment(make_model):
+    config, params = make_model()
+    tokens_BT = some_tokens((2, 8))
+    segments_BT = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [3, 3, 5, 5, 5, 5, 5, 5]], np.int32)
+    positions_BT = np.array([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 2, 3, 4, 5]], np.int32)
+    implied = forward(params, config, tokens_BT, segments_BT=segments_BT)
+    given_ = forward(params, config, tokens_BT, segments_BT=segments_BT, positions_BT=positions_BT)
+    np.testing.assert_array_equal(implied, given_)
+
+
+def test_positions_matter_but_only_relative_to_each_other(make_model):
+    config, params = make_model()
+    tokens_BT = some_tokens((2, 8))
+    at = lambda positions: forward(  # noqa: E731
+        params, config, tokens_BT, positions_BT=np.broadcast_to(positions, (2, 8)).astype(np.int32)
+    )
+    plain = forward(params, config, tokens_BT)
+    np.testing.assert_array_equal(at(np.arange(8)), plain)
+    np.testing.assert_allclose(at(np.arange(8) + 7), plain, atol=5e-5)
+    assert np.abs(at(2 * np.arange(8)) - plain).max() > 1e-3
+
+
+def test_rotary_keeps_lengths_and_does_nothing_at_position_zero():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 8)), jnp.float32)
+    turned = rotary(x, jnp.arange(6)[None], 100.0)
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+
+
+def test_fully_padded_rows_are_finite_in_value_and_gradient(make_model):
+    """X-4: a row of padding must not poison the batch."""
+    config, params = make_model(odd=True)
+    tokens_BT, segments_BT = some_tokens((2, 6)), np.array([[0] * 6, [1] * 6], np.int32)
+    tokens_BT[0] = 0
+
+    @jax.jit
+    @jax.value_and_grad
+    def gradient(params, tokens_BT, weight_B):
+        logits_BTV = model.forward(params, config, tokens_BT, segments_BT=segments_BT)
+        return jnp.sum(jnp.square(logits_BTV) * weight_B[:, None, None])
+
+    both, one = gradient(params, tokens_BT, jnp.array([0.0, 1.0])), gradient(params, tokens_BT, jnp.array([1.0, 0.0]))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((both, one)))
+    tokens_BT[0] = 7  # what the padding row holds cannot reach the other row
+    again = gradient(params, tokens_BT, jnp.array([0.0, 1.0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both, again)
+
+
+def value_and_gradient(config, params):
+    tokens_BT = some_tokens((2, 7))
+    def loss(params):
+        logits_BTV = model.forward(params, config, tokens_BT)
+        return jnp.mean(jnp.square(logits_BTV)), logits_BTV
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+@pytest.fixture(scope="module")
+def scanned(make_model):
+    return value_and_gradient(*make_model(odd=True))
+
+
+@pytest.mark.parametrize("change", [dict(scan_layers=False), dict(remat=True)], ids=str)
+def test_scan_unroll_and_remat_give_equal_values_and_gradients(make_model, scanned, change):
+    config, params = make_model(odd=True)
+    (value, _), gradient = scanned
+    (other_value, _), other_gradient = value_and_gradient(dataclasses.replace(config, **change), params)
+    np.testing.assert_allclose(value, other_value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, other_gradient)
+
+
+def test_bfloat16_compute_keeps_float32_params_logits_and_gradients(make_model, scanned):
+    config, params = make_model(odd=True)
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    (_, logits), gradient = value_and_gradient(half, params)
+    (_, exact), _ = scanned
+    assert logits.dtype == jnp.float32
+    error = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.05, "bfloat16 must be used, and must stay near float32"
+    assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_bfloat16_params_run_in_float32_compute(make_model):
+    config, params = make_model(param_dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    tokens_T = some_tokens(6)
+    logits = forward(params, config, tokens_T[None])
+    np.testing.assert_allclose(logits[0], reference_logits(params, config, tokens_T), atol=1e-4, rtol=1e-4)

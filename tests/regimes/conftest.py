@@ -1,0 +1,140 @@
+"""A toy task, tiny models, and one hand-made training step: shared by the regime tests."""
+
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+import ceiling
+from ceiling.data.packing import pack
+from ceiling.data.tokens import CharTokenizer
+from ceiling.model import config as model_config
+from ceiling.model import transformer
+from ceiling.model.policy import Policy
+from ceiling.regimes import base
+from ceiling.regimes.base import Material, Sample
+from ceiling.rollout import generate
+from ceiling.rollout.scoring import score
+from ceiling.tasks.base import Document, Group, Outcome, Passage, Problem, Verdict, Verifier
+
+
+class ToyTask:
+    """Copy three letters and stop. A response counts as right by the parity of its first character, so
+    that an untrained model is sometimes right; the regimes only ever see the Task protocol."""
+
+    name = "toy"
+    tokenizer = CharTokenizer("=#$:.0123456789abcdefghijkl", eos="$")  # 27 symbols: a vocabulary of 28
+    groups = (Group("g", "toy", "copying", "none"),)
+    max_response_tokens = 72
+
+    def _problem(self, i: int) -> Problem:
+        word = "".join("abcdefghijkl"[(i * k + 3 * k) % 12] for k in (1, 5, 7))
+        return Problem(i, "g", f"{word}=" + "." * (i % 3), word)
+
+    def evaluation(self):
+        return [self._problem(i) for i in range(4)]
+
+    def training(self, mix, size):
+        return [self._problem(i) for i in range(100, 100 + size)]
+
+    def corpus(self, kind, seed, count):
+        return [Document(self._problem(seed + i).prompt, self._problem(seed + i).answer + "$") for i in range(count)]
+
+    def demonstration(self, problem, rng):
+        return None if problem.id % 5 == 4 else problem.answer + "#" + problem.answer + "$"
+
+    def passage(self, problem):
+        return Passage(problem.prompt, stop="#", bridge=":", continuation=problem.answer + "$", empty=".#:")
+
+    def verify(self, problem, response):
+        right = bool(response) and ord(response[0]) % 2 == 0
+        return Verdict(Outcome.RIGHT if right else Outcome.WRONG, response[:1], float(right), right)
+
+    def gate(self):
+        return None
+
+
+def model_of(task, **overrides):
+    shape = dict(width=16, ffn=32, layers=1, heads=4, kv_heads=2, head_dim=8, tied=False, embed_std=1.0,
+                 scan_layers=False)  # fmt: skip
+    return model_config.ModelConfig(vocab_size=task.tokenizer.vocab_size, **{**shape, **overrides})
+
+
+def fresh(model, seed):
+    """Random weights from NumPy: jax's own initialiser costs seconds of compilation."""
+    rng = np.random.default_rng(seed)
+    return model_config.unflatten({
+        name: np.ones(row.shape, np.float32) if row.std is None else rng.normal(0, row.std, row.shape).astype(np.float32)
+        for name, row in model_config.table(model).items()
+    })  # fmt: skip
+
+
+def arm(regime: str, **overrides) -> dict:
+    """A plain arm configuration with what the loop resolves for it."""
+    cfg = ceiling.arm(regime, **{"prompts_per_step": 4, "samples_per_prompt": 4, "pool": 16, **overrides}).to_dict()
+    return {"max_tokens": ToyTask.max_response_tokens, **cfg}
+
+
+def gather(regime, cfg, task, model, params, models, seed=0):
+    """One step's (material, examples), written out apart from the loop: sample, judge, score, build."""
+    rng, verifier = np.random.default_rng(seed), Verifier(task)
+    count = cfg["prompts_per_step"] * cfg.get("oversample", 1)
+    replay = lambda n: task.corpus("prior", seed, n)  # noqa: E731
+    material = Material(task, task.training({}, 64)[:count], [], {}, replay, rng)
+    for r, spec in enumerate(regime.rounds(cfg, task, rng)):
+        stop = task.tokenizer.eos_id if spec.stop is None else task.tokenizer.encode(spec.stop)[0]
+        prompts = [material.encode(text) for text in spec.prompts(material)]
+        weights = params if spec.model == "policy" else models[spec.model]
+        out = generate(Policy(weights, model, (stop,)), prompts, n=spec.n, max_new_tokens=spec.max_tokens,
+                       temperature=cfg["temperature"], seed=seed + r)  # fmt: skip
+        judge = lambda p, t: verifier(p, task.tokenizer.decode(t)) if spec.judged else None  # noqa: B023, E731
+        material.samples.append([
+            [Sample(prompts[i], out.response(i, j), out.logprobs[i, j, : out.lengths[i, j]],
+                    bool(out.stopped[i, j]), judge(problem, out.response(i, j))) for j in range(spec.n)]
+            for i, problem in enumerate(material.problems)
+        ])  # fmt: skip
+    for name, request in regime.scores(material, cfg).items():
+        weights = params if request.model == "policy" else models[request.model]
+        material.scores[name], _ = score(weights, model, request.examples, max_tokens=96, temperature=request.temperature)
+    return material, regime.examples(material, cfg)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _all_logprobs(params, model, tokens_BT, temperature):
+    """Full log-softmax [B, T, V] of sequences alone in their rows; a causal model ignores what follows."""
+    return jax.nn.log_softmax(transformer.forward(params, model, tokens_BT) / temperature, axis=-1)
+
+
+def slow_logprobs(params, model, sequences, temperature=1.0):
+    """The textbook expression: per sequence, log-softmax [n - 1, V] and log p [n - 1] of the tokens after the
+    first, without packing, masks or chunks."""
+    width = max(map(len, sequences))
+    rows = np.stack([np.pad(s, (0, width - len(s))) for s in sequences])
+    logp_BTV = np.asarray(_all_logprobs(params, model, rows, temperature))
+    return [
+        (logp_TV[: len(s) - 1], logp_TV[np.arange(len(s) - 1), s[1:]])
+        for s, logp_TV in zip(sequences, logp_BTV, strict=True)
+    ]  # fmt: skip
+
+
+def batch_of(examples, *, sequences=None, max_tokens=None, row_tokens=None, rows=None):
+    longest = max(len(e.tokens) for e in examples)
+    max_tokens = max_tokens or longest
+    return pack(examples, sequences=sequences or len(examples), max_tokens=max_tokens,
+                row_tokens=row_tokens or max_tokens, rows=rows)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """Task, model, three different sets of weights (policy, teacher/reference, slow copy) and the helpers."""
+    task = ToyTask()
+    model = model_of(task)
+    params, teacher, ema = (fresh(model, k) for k in (0, 1, 2))
+    reference = jax.tree.map(lambda p, t: 0.9 * p + 0.1 * t, params, teacher)
+    return types.SimpleNamespace(
+        Task=ToyTask, task=task, model=model, params=params, gather=gather, arm=arm, batch_of=batch_of,
+        models={"teacher": teacher, "reference": reference, "ema": ema}, slow_logprobs=slow_logprobs,
+        load=base.load, model_of=model_of, fresh=fresh,
+    )  # fmt: skip

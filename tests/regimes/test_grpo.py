@@ -1,0 +1,651 @@
+"""The GRPO family against written-out formulas: invariants GR-1 to GR-13, X-4, X-5."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ceiling
+from ceiling.config import ConfigError
+from ceiling.data.packing import pack
+from ceiling.model.sequences import Forward
+from ceiling.regimes import grpo
+from ceiling.regimes.base import Material, Sample, response_example
+from ceiling.tasks.base import Outcome, Problem, Verdict
+
+checked = settings(max_examples=20, deadline=None)
+B, T, L = 4, 6, 5
+CENTRED = ("group_std", "group_mean", "leave_one_out", "best_of_group")
+# Eighths: sums are exact in float32, so equalities below are about the formulas.
+eighths = st.integers(-16, 16).map(lambda i: i / 8)
+
+
+def groups(N=3, G=4):
+    return st.lists(eighths, min_size=N * G, max_size=N * G).map(lambda r: np.reshape(r, (N, G)))
+
+
+def brute_advantages(rewards_NG, kind):
+    out = np.zeros(np.shape(rewards_NG))
+    N, G = out.shape
+    flat = [r for row in rewards_NG for r in row]
+    for i, row in enumerate(rewards_NG):
+        row = [float(r) for r in row]
+        mean = sum(row) / G
+        for j, r in enumerate(row):
+            others = row[:j] + row[j + 1 :]
+            if kind == "group_std":
+                out[i, j] = (r - mean) / ((sum((x - mean) ** 2 for x in row) / (G - 1)) ** 0.5 + 1e-4)
+            elif kind == "group_mean":
+                out[i, j] = r - mean
+            elif kind == "leave_one_out":
+                out[i, j] = r - sum(others) / len(others)
+            elif kind == "batch_whitened":
+                whole = sum(flat) / (N * G)
+                std = (sum((x - whole) ** 2 for x in flat) / (N * G - 1)) ** 0.5
+                out[i, j] = (r - whole) / (std + 1e-4)
+            elif kind == "best_of_group" and j == row.index(max(row)):
+                out[i, j] = r - max(others)
+    return out
+
+
+def brute_loss(logp, old, ref, advantage, mask, *, ratio, aggregation, clip_low, clip_high, kl, beta, max_tokens):
+    """The loss of methods 2.1, one token at a time in float64."""
+    per_row, lengths = [], []
+    for i in range(len(mask)):
+        active = [t for t in range(mask.shape[1]) if mask[i, t]]
+        if not active:
+            continue
+        differences = [float(logp[i, t]) - float(old[i, t]) for t in active]
+        geometric = np.exp(sum(differences) / len(active))
+        terms = []
+        for t, difference in zip(active, differences, strict=True):
+            rho = geometric if ratio == "sequence" else np.exp(difference)
+            clipped = rho
+            if clip_low is not None:
+                clipped = max(clipped, 1 - clip_low)
+            if clip_high is not None:
+                clipped = min(clipped, 1 + clip_high)
+            term = -min(rho * advantage[i], clipped * advantage[i])
+            if kl is not None:
+                delta = float(ref[i, t]) - float(logp[i, t])
+                term += beta * {"k1": -delta, "k2": delta**2 / 2, "k3": np.exp(delta) - 1 - delta}[kl]
+            terms.append(term)
+        per_row.append(terms)
+        lengths.append(len(active))
+    if aggregation == "sequence_mean_token_mean":
+        return sum(np.mean(t) for t in per_row), len(per_row)
+    if aggregation == "token_mean":
+        return sum(map(sum, per_row)), sum(lengths)
+    return sum(map(sum, per_row)), len(per_row) * max_tokens
+
+
+def inputs(seed, spread=0.5):
+    rng = np.random.default_rng(seed)
+    logp = -rng.exponential(1.5, (B, T)).astype(np.float32)
+    old = (logp + rng.normal(0, spread, (B, T))).astype(np.float32)
+    ref = (logp + rng.normal(0, spread, (B, T))).astype(np.float32)
+    lengths = rng.integers(1, T + 1, B)
+    start = np.array([rng.integers(0, T - n + 1) for n in lengths])
+    index = np.arange(T)
+    mask = ((index >= start[:, None]) & (index < (start + lengths)[:, None])).astype(np.float32)
+    return logp, old, ref, rng.normal(0, 1, B).astype(np.float32), mask
+
+
+NAMES = ("ratio", "aggregation", "clip_low", "clip_high", "kl", "beta", "max_tokens")
+
+
+def loss_fn(ratio="token", aggregation="token_mean", clip_low=0.2, clip_high=0.2, kl=None, beta=0.0, max_tokens=L):
+    keywords = dict(zip(NAMES, (ratio, aggregation, clip_low, clip_high, kl, beta, max_tokens), strict=True))
+
+    def value(logp, old, ref, advantage, mask):
+        total, denom, _ = grpo.policy_loss(logp, old, ref, advantage, mask, **keywords)
+        return total / denom
+
+    return value, keywords
+
+
+# --- advantages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+@checked
+@given(rewards=groups())
+def test_every_advantage_equals_brute_force(kind, rewards):
+    got = grpo.advantages(rewards, kind=kind)
+    assert got.shape == (3, 4) and got.dtype == jnp.float32
+    # 1 / (std + 1e-4) magnifies rounding of a group with a std near 0 (there is none below 1/16 in eighths).
+    np.testing.assert_allclose(got, brute_advantages(rewards, kind), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("G", [2, 3, 7])
+@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+def test_every_advantage_equals_brute_force_for_group_size(kind, G):
+    rewards = np.random.default_rng(G).normal(size=(5, G)).astype(np.float32)
+    np.testing.assert_allclose(grpo.advantages(rewards, kind=kind), brute_advantages(rewards, kind), rtol=1e-4, atol=1e-5)
+
+
+@checked
+@given(reward=st.floats(-1e3, 1e3, width=32), G=st.sampled_from([2, 4]))
+def test_GR1_identical_rewards_give_exactly_zero_advantage(reward, G):
+    for kind in grpo.ADVANTAGES:
+        assert np.all(np.asarray(grpo.advantages(np.full((2, G), reward, np.float32), kind=kind)) == 0), kind
+
+
+@checked
+@given(rewards=groups(), level=st.floats(-100, 100, width=32))
+def test_GR1_a_group_of_equal_rewards_is_zero_beside_other_groups(rewards, level):
+    """batch_whitened breaks this by its nature, as documented."""
+    rewards = rewards.astype(np.float32)
+    rewards[1] = level
+    for kind in CENTRED:
+        assert np.all(np.asarray(grpo.advantages(rewards, kind=kind))[1] == 0), kind
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+def test_GR1_identical_rewards_give_zero_gradient(ratio, aggregation):
+    logp, old, ref, _, mask = inputs(0)
+    for kind in CENTRED:
+        advantage = grpo.advantages(np.full((1, B), 0.1, np.float32), kind=kind)[0]
+        gradient = jax.grad(loss_fn(ratio, aggregation)[0])(logp, old, ref, advantage, mask)
+        assert np.all(np.asarray(gradient) == 0), kind
+
+
+@checked
+@given(rewards=groups(), shift=eighths, scale=st.sampled_from([0.5, 2.0, 8.0]))
+def test_GR2_shift_and_scale_of_rewards(rewards, shift, scale):
+    for kind in grpo.ADVANTAGES:
+        plain = np.asarray(grpo.advantages(rewards, kind=kind))
+        np.testing.assert_allclose(grpo.advantages(rewards + shift, kind=kind), plain, atol=2e-5, err_msg=kind)
+        scaled = np.asarray(grpo.advantages(scale * rewards, kind=kind))
+        if kind in ("group_std", "batch_whitened"):
+            np.testing.assert_allclose(scaled, plain, rtol=5e-3, atol=1e-5, err_msg=kind)  # up to the 1e-4
+        else:
+            np.testing.assert_allclose(scaled, scale * plain, rtol=1e-5, atol=1e-6, err_msg=kind)
+
+
+def test_GR2_shifting_one_group_only_matters_to_batch_whitening():
+    rewards = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    moved = rewards + np.array([[0.0], [5.0], [0.0]], np.float32)
+    for kind in grpo.ADVANTAGES:
+        same = np.allclose(grpo.advantages(moved, kind=kind), grpo.advantages(rewards, kind=kind), atol=1e-4)
+        assert same == (kind != "batch_whitened"), kind
+
+
+@checked
+@given(rewards=groups())
+def test_GR4_leave_one_out_is_group_mean_times_G_over_G_minus_1(rewards):
+    loo, mean = (np.asarray(grpo.advantages(rewards, kind=k)) for k in ("leave_one_out", "group_mean"))
+    np.testing.assert_allclose(loo, mean * 4 / 3, rtol=1e-6, atol=1e-7)
+
+
+@checked
+@given(right=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_std_normalised_advantages_do_not_care_for_plus_minus_one_rewards(right):
+    """Methods 2.2: 0/1 and -1/+1 rewards agree when std-normalised and differ by 2 otherwise."""
+    binary = np.reshape(right, (2, 4)).astype(np.float32)
+    std = [np.asarray(grpo.advantages(r, kind="group_std")) for r in (binary, 2 * binary - 1)]
+    np.testing.assert_allclose(*std, rtol=1e-3)
+    mean = [np.asarray(grpo.advantages(r, kind="group_mean")) for r in (binary, 2 * binary - 1)]
+    np.testing.assert_allclose(2 * mean[0], mean[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+def test_GR13_one_sample_per_group_raises(kind):
+    with pytest.raises(ValueError, match="at least 2"):
+        grpo.advantages(np.ones((3, 1)), kind=kind)
+
+
+def test_GR13_the_configuration_refuses_one_sample_per_group():
+    config = ceiling.defaults("lab", arms={"a": ceiling.arm("grpo", samples_per_prompt=1)})
+    with pytest.raises(ConfigError, match="samples_per_prompt=1"):
+        ceiling.validate(config)
+
+
+def test_unknown_choices_are_refused_by_name():
+    x = inputs(0)
+    with pytest.raises(ValueError, match="kind='median'"):
+        grpo.advantages(np.ones((2, 2)), kind="median")
+    for bad in ({"ratio": "word"}, {"aggregation": "mean"}, {"kl": "k4"}, {"aggregation": "constant", "max_tokens": None}):
+        with pytest.raises(ValueError, match="grpo.policy_loss"):
+            loss_fn(**bad)[0](*x)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+@checked
+@given(
+    seed=st.integers(0, 10**6), clip=st.sampled_from([(0.2, 0.28), (None, None), (0.2, None), (None, 0.3), (3e-4, 4e-4)]),
+    kl=st.sampled_from([None, "k1", "k2", "k3"]), beta=st.sampled_from([0.0, 0.04, 1.0]),
+)  # fmt: skip
+def test_loss_and_denominator_equal_brute_force(ratio, aggregation, seed, clip, kl, beta):
+    x = inputs(seed)
+    _, keywords = loss_fn(ratio, aggregation, *clip, kl, beta)
+    total, denom, _ = grpo.policy_loss(*x, **keywords)
+    want_total, want_denom = brute_loss(*x, **keywords)
+    assert float(denom) == want_denom
+    np.testing.assert_allclose(total, want_total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+@pytest.mark.parametrize("clip", [(0.2, 0.28), (None, None)])
+def test_gradient_equals_finite_differences(ratio, aggregation, clip):
+    value, keywords = loss_fn(ratio, aggregation, *clip, "k3", 0.3)
+    x = inputs(7)
+    gradient = np.asarray(jax.grad(value)(*x))
+    for i, t in [(i, t) for i in range(B) for t in range(T)]:
+        up, down = x[0].astype(float), x[0].astype(float)
+        up[i, t], down[i, t] = up[i, t] + 1e-5, down[i, t] - 1e-5
+        (a, n), (b, _) = brute_loss(up, *x[1:], **keywords), brute_loss(down, *x[1:], **keywords)
+        assert gradient[i, t] == pytest.approx((a - b) / 2e-5 / n, abs=2e-5)
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+def test_GR3_at_ratio_one_the_gradient_is_REINFORCE(ratio, aggregation):
+    logp, _, ref, advantage, mask = inputs(3)
+    gradient = jax.grad(loss_fn(ratio, aggregation)[0])(logp, logp, ref, advantage, mask)
+
+    def reinforce(logp):
+        term = -advantage[:, None] * logp * mask
+        n = mask.sum(axis=1)
+        if aggregation == "sequence_mean_token_mean":
+            return jnp.mean(term.sum(axis=1) / n)
+        return term.sum() / (n.sum() if aggregation == "token_mean" else B * L)
+
+    np.testing.assert_allclose(gradient, jax.grad(reinforce)(logp), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("sign, log_ratio, active", [
+    (+1, +0.5, False), (-1, +0.5, True), (-1, -0.5, False), (+1, -0.5, True), (+1, 0.1, True), (-1, -0.1, True),
+])  # fmt: skip
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+def test_GR5_only_the_pessimistic_side_is_clipped(ratio, sign, log_ratio, active):
+    logp = np.full((1, 3), -1.0, np.float32)
+    x = (logp, logp - log_ratio, logp, np.array([sign], np.float32), np.ones((1, 3), np.float32))
+    gradient = np.asarray(jax.grad(loss_fn(ratio)[0])(*x))
+    assert np.all((gradient != 0) == active)
+    if active:
+        np.testing.assert_allclose(gradient, -sign * np.exp(log_ratio) / 3, rtol=1e-5)
+    free = np.asarray(jax.grad(loss_fn(ratio, clip_low=None, clip_high=None)[0])(*x))
+    np.testing.assert_allclose(free, -sign * np.exp(log_ratio) / 3, rtol=1e-5, err_msg="clip None never drops")
+
+
+def test_GR5_clip_shares_are_counted_by_side():
+    logp = np.zeros((2, 4), np.float32)
+    old = -np.array([[0.5, 0.5, 0.5, 0.0], [-0.5, 0.5, 0.0, 0.0]], np.float32)
+    mask = np.array([[1, 1, 0, 1], [1, 1, 1, 1]], np.float32)
+    _, keywords = loss_fn()
+    *_, metrics = grpo.policy_loss(logp, old, None, np.array([1.0, -1.0], np.float32), mask, **keywords)
+    assert [float(x) for x in metrics["clip_high_share"]] == [2, 7]
+    assert [float(x) for x in metrics["clip_low_share"]] == [1, 7]
+
+
+@pytest.mark.parametrize("aggregation, factor", [("sequence_mean_token_mean", 1), ("token_mean", 2), ("constant", 2)])
+def test_GR6_weight_of_a_response_whose_tokens_are_duplicated(aggregation, factor):
+    def weights(mask):
+        x = np.full(mask.shape, -1.0, np.float32)
+        gradient = jax.grad(loss_fn(aggregation=aggregation)[0])(x, x, x, np.ones(2, np.float32), mask)
+        return np.asarray(gradient).sum(axis=1)
+
+    short = weights(np.array([[1, 1, 0, 0], [1, 1, 1, 0]], np.float32))
+    long = weights(np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.float32))
+    assert (long[0] / long[1]) / (short[0] / short[1]) == pytest.approx(factor, rel=1e-6)
+
+
+def test_GR9_sequence_ratio_is_the_geometric_mean_and_clips_as_one():
+    logp = np.zeros((2, 4), np.float32)
+    log_ratio = np.array([[1.0, -0.2, 0.4, 0.0], [0.3, 0.1, -0.2, 9.0]], np.float32)
+    mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.float32)
+    geometric = np.exp([0.3, 0.2 / 3])
+    value, keywords = loss_fn("sequence", "sequence_mean_token_mean", None, None)
+    advantage = np.array([1.0, 2.0], np.float32)
+    total, denom, metrics = grpo.policy_loss(logp, logp - log_ratio, None, advantage, mask, **keywords)
+    assert float(total) == pytest.approx(-(geometric[0] + 2 * geometric[1]), rel=1e-5) and float(denom) == 2
+    ratio_sum, tokens = metrics["ratio_mean"]
+    assert float(ratio_sum) == pytest.approx(4 * geometric[0] + 3 * geometric[1], rel=1e-5) and float(tokens) == 7
+    # Row 0 is out of a .2 clip as a whole, though two of its tokens are not; row 1 is inside as a whole.
+    gradient = np.asarray(jax.grad(loss_fn("sequence", "token_mean")[0])(logp, logp - log_ratio, logp, advantage, mask))
+    assert np.all(gradient[0] == 0) and np.all(gradient[1, :3] != 0) and gradient[1, 3] == 0
+    token = np.asarray(jax.grad(loss_fn("token", "token_mean")[0])(logp, logp - log_ratio, logp, advantage, mask))
+    assert list(token[0] != 0) == [False, True, False, True]
+
+
+def test_GSPO_gradient_is_the_sequence_formula():
+    """grad = -(1/N) sum_i A_i s_i (1/n_i) sum_t grad log p, with s_i the sequence ratio (2507.18071)."""
+    x = inputs(11, spread=0.1)
+    logp, old, _, advantage, mask = x
+    n = mask.sum(axis=1)
+    s = np.exp(((logp - old) * mask).sum(axis=1) / n)
+    gradient = jax.grad(loss_fn("sequence", "sequence_mean_token_mean", None, None)[0])(*x)
+    np.testing.assert_allclose(gradient, -(advantage * s / n)[:, None] * mask / B, rtol=1e-4, atol=1e-7)
+
+
+# --- KL ---------------------------------------------------------------------------------------------------
+
+
+@checked
+@given(seed=st.integers(0, 10**6))
+def test_GR10_expected_gradients_of_the_KL_estimators(seed):
+    """On-policy expectation, exactly, over a categorical with 5 outcomes: k1 in the loss regularises nothing,
+    k2 gives grad KL(pi || ref), k3 gives grad KL(ref || pi)."""
+    rng = np.random.default_rng(seed)
+    theta, ref = rng.normal(size=5).astype(np.float32), jax.nn.log_softmax(rng.normal(size=5).astype(np.float32))
+
+    def estimate(theta, kind):
+        logp = jax.nn.log_softmax(theta)
+        p = jax.lax.stop_gradient(jnp.exp(logp))
+        total, _, _ = grpo.policy_loss(
+            logp[:, None], logp[:, None], ref[:, None], jnp.zeros(5), jnp.ones((5, 1)),
+            **{**loss_fn(kl=kind, beta=1.0)[1], "aggregation": "token_mean"},
+        )  # fmt: skip
+        weighted = jnp.sum(p * grpo.kl_estimate(logp, ref, kind))
+        return weighted, total
+
+    def KL(p, q):
+        return jnp.sum(jnp.exp(p) * (p - q))
+
+    reverse = jax.grad(lambda t: KL(jax.nn.log_softmax(t), ref))(theta)
+    forward = jax.grad(lambda t: KL(ref, jax.nn.log_softmax(t)))(theta)
+    gradient = {k: np.asarray(jax.grad(lambda t, k=k: estimate(t, k)[0])(theta)) for k in ("k1", "k2", "k3")}
+    np.testing.assert_allclose(gradient["k1"], 0, atol=1e-6)
+    np.testing.assert_allclose(gradient["k2"], reverse, atol=1e-5)
+    np.testing.assert_allclose(gradient["k3"], forward, atol=1e-5)
+    assert float(estimate(theta, "k1")[0]) == pytest.approx(float(KL(jax.nn.log_softmax(theta), ref)), abs=1e-5)
+    assert float(estimate(theta, "k3")[0]) == pytest.approx(float(KL(jax.nn.log_softmax(theta), ref)), abs=1e-5)
+    for kind in gradient:  # and the loss adds exactly this estimator
+        delta = np.asarray(ref) - np.asarray(jax.nn.log_softmax(theta))
+        want = {"k1": -delta, "k2": delta**2 / 2, "k3": np.exp(delta) - 1 - delta}[kind].sum()
+        assert float(estimate(theta, kind)[1]) == pytest.approx(want, abs=1e-4)
+
+
+@checked
+@given(a=st.floats(-30, 0, width=32), b=st.floats(-30, 0, width=32))
+def test_GR10_k2_and_k3_are_never_negative(a, b):
+    a, b = jnp.float32(a), jnp.float32(b)
+    assert float(grpo.kl_estimate(a, b, "k3")) >= 0 and float(grpo.kl_estimate(a, b, "k2")) >= 0
+    assert float(grpo.kl_estimate(a, a, "k3")) == 0
+
+
+def test_GR10_k1_in_the_reward_gives_the_reverse_KL_gradient():
+    """Score-function form, exactly in expectation: E[-k1 grad log p] = -grad KL(pi || ref)."""
+    theta, ref = jnp.array([0.3, -1.0, 0.8]), jax.nn.log_softmax(jnp.array([1.0, 0.2, -0.5]))
+    logp = jax.nn.log_softmax(theta)
+    k1 = logp - ref
+
+    # rho is 1 with gradient grad log p, so the surrogate's gradient is -sum p (-k1) grad log p.
+    def value(theta):
+        rows = jax.nn.log_softmax(theta)[:, None]
+        total, _, _ = grpo.policy_loss(rows, logp[:, None], None, -k1 * jnp.exp(logp), jnp.ones((3, 1)), **loss_fn()[1])
+        return total
+
+    want = jax.grad(lambda t: jnp.sum(jnp.exp(jax.nn.log_softmax(t)) * (jax.nn.log_softmax(t) - ref)))(theta)
+    np.testing.assert_allclose(jax.grad(value)(theta), want, atol=1e-6)
+
+
+# --- masks and constants ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+@pytest.mark.parametrize("garbage", [0.0, -1e4, 1e4, -np.inf])
+def test_X4_empty_rows_count_nowhere_and_give_no_NaN(ratio, aggregation, garbage):
+    x = inputs(5)
+    value, keywords = loss_fn(ratio, aggregation, 0.2, 0.28, "k3", 0.1)
+    row = lambda fill: np.full((1, T), fill, np.float32)  # noqa: E731
+    padded = [np.concatenate([a, row(g)]) for a, g in zip(x[:3], (garbage, 0.0, 1.0), strict=True)]
+    padded += [np.append(x[3], np.float32(3.0)), np.concatenate([x[4], row(0.0)])]
+    assert float(value(*padded)) == pytest.approx(float(value(*x)), rel=1e-6)
+    gradient, plain = jax.grad(value)(*padded), jax.grad(value)(*x)
+    assert np.all(np.isfinite(gradient)), "a masked token must not poison the gradient"
+    np.testing.assert_allclose(gradient[:B], plain, rtol=1e-6, atol=1e-9)
+    assert np.all(np.asarray(gradient[B]) == 0)
+    *_, metrics = grpo.policy_loss(*padded, **keywords)
+    assert all(np.isfinite(v) for pair in metrics.values() for v in pair)
+
+
+def test_X4_a_batch_without_any_token_is_zero_over_zero():
+    x = [*inputs(0)[:4], np.zeros((B, T), np.float32)]
+    for aggregation in grpo.AGGREGATIONS:
+        _, keywords = loss_fn("sequence", aggregation, kl="k2", beta=1.0)
+        total, denom, _ = grpo.policy_loss(*x, **keywords)
+        assert float(total) == 0 and float(denom) == 0
+        gradient = jax.grad(lambda logp: grpo.policy_loss(logp, *x[1:], **keywords)[0])(x[0])  # noqa: B023
+        assert np.all(np.asarray(gradient) == 0)
+
+
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+def test_X5_old_reference_and_advantage_are_constants(ratio):
+    value, _ = loss_fn(ratio, kl="k3", beta=0.5)
+    x = tuple(map(jnp.asarray, inputs(2)))
+    for argument in (1, 2, 3):
+        assert np.all(np.asarray(jax.grad(value, argnums=argument)(*x)) == 0), argument
+    assert np.any(np.asarray(jax.grad(value)(*x)) != 0)
+
+
+def test_X5_metrics_carry_no_gradient():
+    x = inputs(2)
+    _, keywords = loss_fn(kl="k3", beta=0.5)
+    gradient = jax.grad(lambda logp: sum(a for a, _ in grpo.policy_loss(logp, *x[1:], **keywords)[2].values()))(x[0])
+    assert np.all(np.asarray(gradient) == 0)
+
+
+def test_GR11_prompt_tokens_get_no_gradient():
+    rng = np.random.default_rng(0)
+    verdict = Verdict(Outcome.RIGHT)
+    samples = [Sample(np.arange(1, 4), np.array([5, 6, 7][:n]), -rng.random(n).astype(np.float32), True, verdict) for n in (1, 3)]
+    examples = [response_example(s, behaviour=s.logprobs, advantage=1.0) for s in samples]
+    batch = pack(examples, sequences=3, max_tokens=8, row_tokens=16)
+    logp = -rng.random((3, 8)).astype(np.float32)
+    gradient = jax.grad(loss_fn()[0])(logp, logp, logp, batch.extra["advantage"], batch.mask_BT)
+    assert np.array_equal(np.asarray(gradient) != 0, [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0], [0] * 8])
+    np.testing.assert_array_equal(batch.extra["behaviour"][1, 3:6], samples[1].logprobs)
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+@checked
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(B)), cut=st.integers(1, B - 1))
+def test_GR12_sums_and_denominators_add_up_over_any_split(ratio, aggregation, seed, order, cut):
+    x = inputs(seed)
+    _, keywords = loss_fn(ratio, aggregation, kl="k2", beta=0.1)
+    whole = grpo.policy_loss(*x, **keywords)
+    pieces = [np.array(order[:cut]), np.array(order[cut:])]
+    # Parts keep their shape by masking the other rows: no program is compiled per split.
+    parts = [grpo.policy_loss(*x[:4], x[4] * np.isin(np.arange(B), p)[:, None], **keywords) for p in pieces]
+    assert float(sum(p[0] for p in parts)) == pytest.approx(float(whole[0]), rel=1e-5, abs=1e-5)
+    assert float(sum(p[1] for p in parts)) == float(whole[1])
+
+
+# --- rewards, filtering, length ---------------------------------------------------------------------------
+
+
+@checked
+@given(longest=st.integers(2, 200), data=st.data())
+def test_GR8_soft_overlong_penalty(longest, data):
+    cache = data.draw(st.integers(1, longest - 1))
+    lengths = np.arange(0, longest + 20)
+    got = grpo.soft_overlong(lengths, longest, cache)
+    for n, penalty in zip(lengths, got, strict=True):
+        want = 0.0 if n <= longest - cache else (-1.0 if n > longest else ((longest - cache) - n) / cache)
+        assert penalty == pytest.approx(want, abs=1e-12)
+    assert np.all((got <= 0) & (got >= -1)) and np.all(np.diff(got) <= 0)
+    assert np.max(np.abs(np.diff(got))) <= 1 / cache + 1e-12, "continuous at both ends"
+    assert np.all(grpo.soft_overlong(lengths, longest, 0) == 0)
+
+
+class _Task:
+    max_response_tokens = L
+
+
+def fake_material(right_NG, lengths_NG=None, rng=None, reference=None):
+    """Verdicts and lengths as asked for, random behaviour log-probs, prompts of three tokens."""
+    rng = rng or np.random.default_rng(0)
+    right_NG = np.asarray(right_NG)
+    lengths_NG = np.full(right_NG.shape, 3) if lengths_NG is None else np.asarray(lengths_NG)
+    samples = [
+        [Sample(np.array([1, 2, 1 + i % 5]), rng.integers(1, 20, n), -rng.random(n).astype(np.float32), True,
+                Verdict(Outcome.RIGHT if r else Outcome.WRONG, credit=float(r))) for r, n in zip(rs, ns, strict=True)]
+        for i, (rs, ns) in enumerate(zip(right_NG, lengths_NG, strict=True))
+    ]  # fmt: skip
+    problems = [Problem(i, "g", "", "") for i in range(len(right_NG))]
+    scores = {} if reference is None else {"reference": reference(samples)}
+    return Material(_Task(), problems, [samples], scores, None, rng)
+
+
+def cfg_of(**overrides):
+    return {**ceiling.arm("grpo", prompts_per_step=4, samples_per_prompt=4, **overrides).to_dict(), "max_tokens": L}
+
+
+def kept_groups(examples, material):
+    by_tokens = {id(s): i for i, group in enumerate(material.samples[0]) for s in group}
+    flat = [s for group in material.samples[0] for s in group]
+    out = []
+    for e in examples:
+        match = [s for s in flat if np.array_equal(np.concatenate([s.prompt, s.tokens]), e.tokens)
+                 and np.array_equal(e.extra["behaviour"][3:], s.logprobs)]  # fmt: skip
+        out.append(by_tokens[id(match[0])])
+    return out
+
+
+@pytest.mark.parametrize("overrides", [
+    {}, {"overlong_cache": 3}, {"kl": "k1", "kl_in": "reward", "kl_beta": 0.1},
+], ids=["plain", "soft_overlong", "kl_in_reward"])  # fmt: skip
+@checked
+@given(data=st.data())
+def test_GR7_dynamic_sampling_never_emits_a_group_with_none_or_all_correct(overrides, data):
+    """Also where the length penalty or a KL in the reward makes the rewards of such a group differ."""
+    right = np.reshape(data.draw(st.lists(st.booleans(), min_size=32, max_size=32)), (8, 4))
+    right[data.draw(st.integers(0, 7))] = True
+    lengths = np.reshape(data.draw(st.lists(st.integers(1, L), min_size=32, max_size=32)), (8, 4))
+    reference = (lambda samples: [s.logprobs - 0.1 * len(s.tokens) for g in samples for s in g]) if "kl" in overrides else None
+    material = fake_material(right, lengths, reference=reference)
+    cfg = cfg_of(drop_uninformative=True, oversample=2, **overrides)
+    groups_ = kept_groups(grpo.examples(material, cfg), material)
+    informative = [i for i in range(8) if 0 < right[i].sum() < 4]
+    assert groups_ == [i for i in informative[:4] for _ in range(4)], "the first informative groups, all their samples"
+
+
+def test_GR7_without_the_filter_every_group_of_the_step_is_kept():
+    material = fake_material(np.zeros((4, 4), bool))
+    assert len(grpo.examples(material, cfg_of())) == 16
+
+
+def test_reward_choices_read_the_verdict():
+    verdict = {"exact": 1.0, "dense": 0.25, "process": 0.0, "format": 1.0}
+    material = fake_material([[True, True]])
+    material.samples[0][0] = [
+        Sample(s.prompt, s.tokens, s.logprobs, True, Verdict(Outcome.RIGHT, "1", credit=0.25, process=False))
+        for s in material.samples[0][0]
+    ]  # fmt: skip
+    for name, want in verdict.items():
+        np.testing.assert_array_equal(grpo.rewards(material, cfg_of(reward=name)), [[want, want]])
+
+
+# --- the documented settings, from verdicts to the loss of the real regime ---------------------------------
+
+SETTINGS = {
+    "GRPO": dict(advantage="group_std", ratio="token", aggregation="sequence_mean_token_mean", clip_low=0.2,
+                 clip_high=0.2, kl="k3", kl_in="loss", kl_beta=0.04),
+    "Dr. GRPO": dict(advantage="group_mean", ratio="token", aggregation="constant"),
+    "DAPO": dict(advantage="group_std", ratio="token", aggregation="token_mean", clip_low=0.2, clip_high=0.28,
+                 oversample=2, drop_uninformative=True, overlong_cache=2),
+    "RLOO": dict(advantage="leave_one_out", ratio="sequence", aggregation="constant", kl="k1", kl_in="reward",
+                 kl_beta=0.03, clip_low=0.0, clip_high=0.0),
+    "REINFORCE++": dict(advantage="batch_whitened", ratio="token", aggregation="token_mean", kl="k1",
+                        kl_in="reward", kl_beta=0.05),
+    "GSPO": dict(advantage="group_std", ratio="sequence", aggregation="sequence_mean_token_mean",
+                 clip_low=3e-4, clip_high=4e-4),
+}  # fmt: skip
+
+
+def test_the_settings_are_those_that_the_module_documents():
+    for name, chosen in SETTINGS.items():
+        line = next(row for row in grpo.__doc__.splitlines() if row.split("  ")[-1] and row.strip().startswith(name + "  "))
+        for key in ("advantage", "ratio", "aggregation"):
+            assert chosen[key] in line, (name, key)
+
+
+@pytest.mark.parametrize("updates", [1, 2], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_documented_setting_equals_its_reference_formula(name, updates, toy):
+    """Verdicts -> rewards -> advantages -> packed batch -> loss, against the same written out by hand."""
+    chosen = SETTINGS[name]
+    config = ceiling.defaults("lab", arms={"a": ceiling.arm("grpo", **chosen)})
+    ceiling.validate(config)
+    cfg = cfg_of(**chosen, minibatches=updates, temperature=0.7)
+    rng = np.random.default_rng(4)
+    right = np.array([[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0], [1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 1]], bool)
+    right = right if chosen.get("oversample", 1) > 1 else right[:4]
+    lengths = rng.integers(1, L + 1, right.shape)
+    material = fake_material(right, lengths, rng)
+    samples = material.samples[0]
+    every = [s for group in samples for s in group]
+    texts = [np.concatenate([s.prompt, s.tokens]) for s in every]
+    own, ref = (toy.slow_logprobs(p, toy.model, texts, 0.7) for p in (toy.params, toy.models["reference"]))
+    lp = {id(s): (a[1][2:], b[1][2:]) for s, a, b in zip(every, own, ref, strict=True)}
+    for group in samples:  # behaviour near the policy, so that clips bind on some tokens and not on others
+        for j, s in enumerate(group):
+            near = (lp[id(s)][0] + rng.normal(0, 0.25, len(s.tokens))).astype(np.float32)
+            group[j] = new = Sample(s.prompt, s.tokens, near, True, s.verdict)
+            lp[id(new)] = lp[id(s)]
+    in_reward = chosen.get("kl_in") == "reward"
+    if in_reward:
+        request = grpo.scores(material, cfg)["reference"]
+        assert request.model == "reference" and request.temperature == 0.7 and len(request.examples) == right.size
+        material.scores["reference"] = [lp[id(s)][1] for group in samples for s in group]
+
+    # By hand.
+    reward = right.astype(float)
+    if name == "DAPO":
+        over = np.maximum(0, lengths - (L - 2)) / 2
+        reward = reward - np.minimum(1, over)
+    if in_reward:
+        reward = reward - chosen["kl_beta"] * np.array(
+            [[np.sum(s.logprobs) - np.sum(lp[id(s)][1]) for s in group] for group in samples]
+        )
+    kept = [i for i in range(len(right)) if name != "DAPO" or 0 < right[i].sum() < 4][:4]
+    advantage = brute_advantages(reward[kept], chosen["advantage"]).reshape(-1)
+    rows = [s for i in kept for s in samples[i]]
+    width = max(len(s.tokens) for s in rows)
+    table = lambda of: np.stack([np.pad(of(s), (0, width - len(s.tokens))) for s in rows])  # noqa: E731
+    logp, ref = table(lambda s: lp[id(s)][0]), table(lambda s: lp[id(s)][1])
+    old = logp if updates == 1 else table(lambda s: s.logprobs)
+    mask = table(lambda s: np.ones(len(s.tokens)))
+    want, want_denom = brute_loss(
+        logp, old, ref, advantage, mask, ratio=chosen["ratio"], aggregation=chosen["aggregation"],
+        clip_low=chosen.get("clip_low", 0.2) or None, clip_high=chosen.get("clip_high", 0.2) or None,
+        kl="k3" if name == "GRPO" else None, beta=0.04, max_tokens=L,
+    )  # fmt: skip
+
+    batch = toy.batch_of(grpo.examples(material, cfg), sequences=18, max_tokens=10, row_tokens=20)
+    total, denom, metrics = grpo.REGIME.loss(toy.params, batch, toy.models, Forward(toy.model), cfg)
+    assert float(denom) == want_denom
+    np.testing.assert_allclose(total, want, rtol=2e-4, atol=2e-4)
+    clipped = float(metrics["clip_high_share"][0] + metrics["clip_low_share"][0])
+    assert (clipped > 0) == (updates == 2 and name != "RLOO"), "off-policy this test must exercise the clip"
+    assert grpo.REGIME.frozen(cfg) == (("reference",) if name == "GRPO" else ())
+
+
+def test_entropy_bonus_is_subtracted_with_the_same_aggregation(toy):
+    """Exact full-softmax entropy at the sampling temperature, masked (OS-4)."""
+    material = fake_material(np.zeros((4, 4), bool), np.random.default_rng(0).integers(1, L + 1, (4, 4)))
+    examples = grpo.examples(material, cfg_of())
+    batch = toy.batch_of(examples, sequences=17, max_tokens=9, row_tokens=18)
+    entropy, n = [], []
+    for logp_TV, _ in toy.slow_logprobs(toy.params, toy.model, [e.tokens for e in examples], 0.8):
+        H = -np.sum(np.exp(logp_TV) * logp_TV, axis=-1)[2:]
+        entropy.append(float(H.sum()))
+        n.append(len(H))
+    want = {"sequence_mean_token_mean": np.mean(np.divide(entropy, n)), "token_mean": sum(entropy) / sum(n),
+            "constant": sum(entropy) / (16 * L)}  # fmt: skip
+    for aggregation, value in want.items():
+        cfg = cfg_of(aggregation=aggregation, entropy_bonus=0.3, temperature=0.8)
+        total, denom, _ = grpo.REGIME.loss(toy.params, batch, {}, Forward(toy.model), cfg)
+        assert float(total / denom) == pytest.approx(-0.3 * value, rel=1e-4), "all advantages are zero here"

@@ -1,0 +1,62 @@
+"""Scoring given text: fixed shapes, order kept, masks obeyed."""
+
+import jax
+import numpy as np
+import pytest
+
+from ceiling.data.packing import Example
+from ceiling.model import forward, log_softmax_at
+from ceiling.rollout.scoring import _score, score
+
+LENGTHS = [3, 9, 1, 6, 2, 9, 4]
+
+
+@pytest.fixture(scope="module")
+def case(make_model):
+    config, params = make_model(odd=True)
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, 13, n).astype(np.int32) for n in LENGTHS]
+    examples = [Example(t, (rng.random(len(t)) < 0.6).astype(np.float32)) for t in tokens]
+    padded_BT = np.zeros((len(LENGTHS), 9), np.int32)
+    for b, e in enumerate(examples):
+        padded_BT[b, : len(e.tokens)] = e.tokens
+    logits_BTV = jax.jit(forward, static_argnums=1)(params, config, padded_BT)
+    logp_BTV = np.asarray(log_softmax_at(logits_BTV, 0.7), np.float64)
+    expected = []
+    for b, e in enumerate(examples):
+        at = [t for t in range(1, len(e.tokens)) if e.mask[t]]  # nothing predicts token 0
+        expected.append((
+            np.array([logp_BTV[b, t - 1, e.tokens[t]] for t in at]),
+            np.array([-(np.exp(logp_BTV[b, t - 1]) * logp_BTV[b, t - 1]).sum() for t in at]),
+        ))  # fmt: skip
+    return params, config, examples, expected
+
+
+@pytest.mark.parametrize("batch_sequences", [2, 7, 16])
+def test_scores_equal_forward_in_order_and_only_where_masked(case, batch_sequences):
+    params, config, examples, expected = case
+    logprobs, entropies = score(
+        params, config, examples, max_tokens=9, temperature=0.7, batch_sequences=batch_sequences
+    )
+    assert len(logprobs) == len(entropies) == len(examples)
+    assert sum(map(len, logprobs)) > 5
+    for got, entropy, (want, want_entropy) in zip(logprobs, entropies, expected, strict=True):
+        assert got.shape == entropy.shape == want.shape
+        np.testing.assert_allclose(got, want, atol=2e-5)
+        np.testing.assert_allclose(entropy, want_entropy, atol=2e-5)
+
+
+def test_batches_of_any_fill_share_one_program(case):
+    params, config, examples, _ = case
+    score(params, config, examples[:3], max_tokens=9, batch_sequences=2)
+    before = _score._cache_size()
+    for count in (1, 2, 5, 7):
+        score(params, config, examples[:count], max_tokens=9, batch_sequences=2, temperature=1 + count / 10)
+    assert _score._cache_size() == before
+
+
+def test_nothing_to_score_is_empty_and_too_long_is_refused(case):
+    params, config, examples, _ = case
+    assert score(params, config, [], max_tokens=9) == ([], [])
+    with pytest.raises(ValueError, match="longest example 9, max_tokens=8"):
+        score(params, config, examples, max_tokens=8, batch_sequences=8)

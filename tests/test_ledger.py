@@ -1,0 +1,234 @@
+"""FL-1 to FL-8: the closed form against XLA, and the account."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ceiling.ledger import TRAIN_FACTOR, Ledger, forward_flops, layer_matmul_parameters, sampling_flops
+from ceiling.model import ModelConfig, abstract, forward
+
+checked = settings(max_examples=25, deadline=None)
+CONFIG = ModelConfig(vocab_size=64, width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32)
+
+
+def xla_flops(fn, *args):
+    return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_FL1_closed_form_equals_xla_forward_and_three_times_backward(tied):
+    """The dense kernel executes the full T x T square, so the convention here is causal=False. Layers are
+    unrolled (XLA counts a scan's body once) and wide, so that matrix products dominate the element-wise rest."""
+    B, T = 2, 32
+    config = ModelConfig(vocab_size=512, width=256, ffn=768, layers=2, heads=4, kv_heads=2, head_dim=64, tied=tied,
+                         scan_layers=False)  # fmt: skip
+    tokens_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    closed = forward_flops(config, np.full(B, T), causal=False)
+    executed = xla_flops(lambda p, t: forward(p, config, t), abstract(config), tokens_BT)
+    assert executed == pytest.approx(closed, rel=0.02)
+    step = jax.value_and_grad(lambda p, t: jnp.sum(forward(p, config, t)))
+    assert xla_flops(step, abstract(config), tokens_BT) == pytest.approx(TRAIN_FACTOR * closed, rel=0.02)
+    assert TRAIN_FACTOR == 3
+
+
+def test_FL1_attention_term_alone():
+    """Doubling T isolates the quadratic term, which a 2 % test of the whole would hide."""
+    config = dataclasses.replace(CONFIG, scan_layers=False, layers=1, width=32, ffn=32, heads=4, head_dim=64)
+    # elementwise work (mask, softmax) is linear in T^2 too: about 8 per score beside 4 * 64
+    shape = lambda T: jax.ShapeDtypeStruct((1, T), jnp.int32)  # noqa: E731
+    executed = [xla_flops(lambda p, t: forward(p, config, t), abstract(config), shape(T)) for T in (128, 256)]
+    closed = [forward_flops(config, T, causal=False) for T in (128, 256)]
+    quadratic = executed[1] - 2 * executed[0]
+    assert quadratic == pytest.approx(closed[1] - 2 * closed[0], rel=0.06)
+    assert closed[1] - 2 * closed[0] == 4 * 4 * 64 * (256**2 - 2 * 128**2)
+
+
+def by_hand(c, T):
+    """Sum over layers, tokens and contexts; one multiply-add is two FLOPs."""
+    total = 0
+    for t in range(1, T + 1):
+        for _ in range(c.layers):
+            total += 2 * c.width * c.heads * c.head_dim * 2  # q, o
+            total += 2 * c.width * c.kv_heads * c.head_dim * 2  # k, v
+            total += 3 * 2 * c.width * c.ffn
+            total += 2 * 2 * c.heads * c.head_dim * t  # scores and values over t keys
+        total += 2 * c.width * c.vocab_size
+    return total
+
+
+@checked
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5))
+def test_forward_equals_the_sum_by_hand_and_adds_over_sequences(lengths):
+    assert forward_flops(CONFIG, lengths) == sum(by_hand(CONFIG, T) for T in lengths)
+
+
+@checked
+@given(P=st.integers(1, 40), R=st.integers(0, 30))
+def test_FL2_prefill_and_decode_sum_exactly(P, R):
+    decode = [by_hand(CONFIG, t) - by_hand(CONFIG, t - 1) for t in range(P + 1, P + R + 1)]
+    assert forward_flops(CONFIG, P) + sum(decode) == forward_flops(CONFIG, P + R)
+    last_only = forward_flops(CONFIG, P, head_tokens=1)
+    assert forward_flops(CONFIG, P) - last_only == 2 * CONFIG.vocab_size * CONFIG.width * (P - 1)
+
+
+def test_causal_and_full_square_conventions():
+    T = 17
+    causal, full = forward_flops(CONFIG, T), forward_flops(CONFIG, T, causal=False)
+    score = 4 * CONFIG.layers * CONFIG.heads * CONFIG.head_dim
+    assert full - causal == score * (T * T - T * (T + 1) / 2)
+
+
+def test_FL3_tied_and_untied_cost_the_same():
+    untied = dataclasses.replace(CONFIG, tied=False)
+    for T in (1, 33):
+        assert forward_flops(untied, T) == forward_flops(CONFIG, T)
+
+
+def test_FL4_halving_kv_heads_changes_only_their_projections():
+    T, half = 33, dataclasses.replace(CONFIG, kv_heads=1)
+    saved = forward_flops(CONFIG, T) - forward_flops(half, T)
+    assert saved == T * CONFIG.layers * 2 * (2 * CONFIG.width * CONFIG.head_dim * 1)
+    assert layer_matmul_parameters(CONFIG) == 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384
+
+
+@checked
+@given(prompts=st.lists(st.integers(1, 20), min_size=1, max_size=4), n=st.integers(1, 4), seed=st.integers(0, 99))
+def test_sampling_is_one_prefill_and_a_decode_per_sample(prompts, n, seed):
+    lengths_Nn = np.random.default_rng(seed).integers(1, 15, (len(prompts), n))
+    expected = 0
+    for P, lengths in zip(prompts, lengths_Nn, strict=True):
+        expected += by_hand(CONFIG, P) - 2 * CONFIG.width * CONFIG.vocab_size * (P - 1)
+        for R in lengths:
+            expected += by_hand(CONFIG, P + R) - by_hand(CONFIG, P)
+    assert sampling_flops(CONFIG, prompts, lengths_Nn) == expected
+
+
+# --- the account ---------------------------------------------------------------------------------------
+
+charges = st.lists(
+    st.tuples(
+        st.sampled_from(["rollout", "score", "train", "evaluate", "verify", "host"]),
+        st.sampled_from(["policy", "ema", "reference", "teacher"]),
+        st.floats(0, 1e18), st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 1e5),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+def filled(rows):
+    ledger = Ledger()
+    for i, (phase, model, flops, tokens, wasted, seconds) in enumerate(rows):
+        ledger.charge(phase, model, flops=flops, tokens=tokens, executed_tokens=tokens + wasted, sequences=i,
+                      seconds=seconds)  # fmt: skip
+        ledger.count(f"verdicts {i % 3}", tokens)
+        ledger.expose([i, 2 * i])
+    return ledger
+
+
+@checked
+@given(charges)
+def test_FL5_json_round_trip_is_lossless(rows):
+    ledger = filled(rows)
+    again = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert again.entries == ledger.entries and again.counters == ledger.counters and again.problems == ledger.problems
+    assert again.to_json() == ledger.to_json()
+    again.charge("train", "policy", flops=1e20)
+    assert again.student_flops > ledger.student_flops, "a restored ledger goes on counting"
+
+
+@checked
+@given(charges)
+def test_FL5_monotone(rows):
+    ledger, before = Ledger(), (0.0, 0.0, 0.0)
+    for phase, model, flops, tokens, wasted, seconds in rows:
+        ledger.charge(phase, model, flops=flops, tokens=tokens, executed_tokens=tokens + wasted, seconds=seconds)
+        now = (ledger.spent("student"), ledger.spent("total"), ledger.teacher_flops)
+        assert all(a >= b for a, b in zip(now, before, strict=True))
+        before = now
+
+
+@checked
+@given(charges, charges)
+def test_FL5_merge_adds(one, two):
+    merged, other = filled(one), filled(two)
+    untouched = other.to_json()
+    merged.merge(other)
+    assert other.to_json() == untouched
+    for key in merged.entries:
+        a, b = filled(one).entries[key], filled(two).entries[key]
+        for field in dataclasses.fields(a):
+            total = getattr(a, field.name) + getattr(b, field.name)
+            assert getattr(merged.entries[key], field.name) == total
+    assert merged.counters == filled(one).counters + filled(two).counters
+    assert merged.problems == filled(one).problems | filled(two).problems
+
+
+def test_FL6_executed_and_useful_tokens_are_apart():
+    ledger = Ledger()
+    ledger.charge("train", "policy", tokens=10, executed_tokens=16, flops=5)
+    ledger.charge("train", "policy", tokens=3)
+    entry = ledger.entries["train", "policy"]
+    assert (entry.tokens, entry.executed_tokens, entry.flops) == (13, 19, 5.0)
+
+
+@checked
+@given(charges)
+def test_FL8_sum_over_categories_is_the_total(rows):
+    ledger = filled(rows)
+    table = ledger.rows()
+    student = math.fsum(r["flops"] for r in table if r["student"])
+    assert ledger.student_flops == pytest.approx(student, rel=1e-12)
+    budget = math.fsum(r["flops"] for r in table if r["phase"] in ("rollout", "score", "train"))
+    assert ledger.spent("total") == pytest.approx(budget, rel=1e-12)
+    assert ledger.spent("total") == pytest.approx(ledger.student_flops + ledger.teacher_flops, rel=1e-12)
+    for what, i in (("flops", 2), ("tokens", 3), ("seconds", 5)):
+        assert math.fsum(r[what] for r in table) == pytest.approx(math.fsum(row[i] for row in rows), rel=1e-12)
+
+
+def test_teacher_is_not_student_work_and_evaluation_is_not_budget():
+    ledger = Ledger()
+    for model, flops in (("policy", 1), ("ema", 10), ("reference", 100), ("teacher", 1000)):
+        ledger.charge("score", model, flops=flops)
+        ledger.charge("evaluate", model, flops=7e6)
+        ledger.charge("verify", model, flops=7e6)
+    assert ledger.spent("student") == ledger.student_flops == 111
+    assert ledger.teacher_flops == 1000 and ledger.spent("total") == 1111
+
+
+def test_problems_are_a_set_and_counters_add():
+    ledger = Ledger()
+    ledger.expose(np.array([3, 3, 1], np.uint32))
+    ledger.expose([1])
+    ledger.count("updates")
+    ledger.count("updates", np.int64(4))
+    assert json.loads(json.dumps(ledger.to_json()))["problems"] == [1, 3]
+    assert ledger.counters["updates"] == 5
+
+
+@pytest.mark.parametrize("field", ["flops", "tokens", "executed_tokens", "sequences", "seconds"])
+def test_FL5_a_negative_charge_is_refused_and_changes_nothing(field):
+    ledger = Ledger()
+    ledger.charge("train", "policy", flops=1, tokens=1)
+    before = ledger.to_json()
+    with pytest.raises(ValueError, match="negative .* charge to train/policy"):
+        ledger.charge("train", "policy", **{field: -1})
+    assert ledger.to_json() == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_FL5_a_charge_that_is_not_a_number_is_refused(value):
+    """NaN FLOPs would make the budget unreachable."""
+    with pytest.raises(ValueError, match="non-finite charge to train/policy"):
+        Ledger().charge("train", "policy", flops=value)
+
+
+def test_an_unknown_budget_axis_is_refused():
+    with pytest.raises(ValueError, match="studnet"):
+        Ledger().spent("studnet")

@@ -1,0 +1,177 @@
+"""The one train step and the optimiser: sums over denominators, skipped updates, schedules."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ceiling
+from ceiling.train import optim
+from ceiling.train.step import init_state, make_step
+
+checked = settings(max_examples=25, deadline=None)
+
+
+def linear_loss(params, batch, frozen):
+    """sum m (w x + b - y)^2 over sum m, with the error's absolute value as a metric."""
+    x, y, m = batch
+    error = params["w"] * x + params["b"] - y
+    return jnp.sum(m * error**2), jnp.sum(m), {"error": (jnp.sum(m * jnp.abs(error)), jnp.sum(m))}
+
+
+def data(seed, micro=1, n=8):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(2, micro, n)).astype(np.float32)
+    m = (rng.random((micro, n)) < 0.6).astype(np.float32)
+    m[0, 0] = 1
+    return x, y, m
+
+
+START = {"w": np.float32(0.5), "b": np.float32(-1.0)}
+
+
+def state_of(optimiser, aux=None, start=START):
+    return init_state(jax.tree.map(jnp.array, start), optimiser, aux)
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    return make_step(linear_loss, optax.identity())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_update_is_the_gradient_of_the_global_mean(seed, plain_step):
+    x, y, m = data(seed)
+    state, metrics = plain_step(state_of(optax.identity()), (x, y, m), {}, jnp.float32(0.1))
+    error = 0.5 * x - 1.0 - y
+    assert float(metrics["loss"]) == pytest.approx((m * error**2).sum() / m.sum(), rel=1e-5)
+    assert float(metrics["error"]) == pytest.approx((m * abs(error)).sum() / m.sum(), rel=1e-5)
+    grad = {"w": (2 * m * error * x).sum() / m.sum(), "b": (2 * m * error).sum() / m.sum()}
+    for k, g in grad.items():
+        assert float(state.params[k]) == pytest.approx(START[k] - 0.1 * g, rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(math.hypot(*grad.values()), rel=1e-5)
+
+
+def test_X3_any_split_into_microbatches_gives_the_same_update():
+    """Unequal token counts per micro-batch, one of them empty: the divisor is the global count."""
+    x, y, m = data(3, 1, 12)
+    m[0, 6:9] = 0
+    step = make_step(linear_loss, optax.identity())
+    out = []
+    for micro in (1, 2, 4):
+        parts = tuple(a.reshape(micro, -1) for a in (x, y, m))
+        state, metrics = step(state_of(optax.identity()), parts, {}, jnp.float32(1.0))
+        out.append([float(v) for v in (*state.params.values(), metrics["loss"], metrics["error"], metrics["grad_norm"])])
+    np.testing.assert_allclose(out[1:], [out[0]] * 2, rtol=1e-5)
+
+
+def test_X4_a_batch_without_tokens_leaves_no_gradient_and_no_NaN(plain_step):
+    x, y, m = data(0)
+    state, metrics = plain_step(state_of(optax.identity()), (x, y, 0 * m), {}, jnp.float32(0.1))
+    assert all(np.isfinite(float(v)) for v in metrics.values()) and int(state.skipped) == 0
+    assert float(metrics["loss"]) == 0 and {k: float(v) for k, v in state.params.items()} == START
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_N1_a_non_finite_update_is_skipped_counted_and_forgotten(bad, where):
+    optimiser = optim.make(ceiling.arm("sft"))
+    step = make_step(linear_loss, optimiser, lambda aux, params: jax.tree.map(lambda a, p: a + p, aux, params))
+    x, y, m = data(1, 2)
+    poisoned = x.copy()
+    poisoned[0 if where == "first" else 1, :] = bad
+    lr = jnp.float32(0.1)
+    state, _ = step(state_of(optimiser, dict(START)), (x, y, m), {}, lr)  # a good one first: momenta are not zero
+    before = jax.tree.map(np.array, state)
+    state, metrics = step(state, (poisoned, y, np.ones_like(m)), {}, lr)
+    for part in ("params", "opt_state", "aux"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
+    assert int(state.skipped) == 1 and float(metrics["skipped"]) == 1 and int(state.step) == 2
+    assert not np.isfinite(float(metrics["grad_norm"]))
+    good, metrics = step(state, (x, y, m), {}, lr)
+    straight, _ = step(jax.tree.map(jnp.array, before), (x, y, m), {}, lr)
+    jax.tree.map(np.testing.assert_array_equal, good.params, straight.params)
+    assert int(good.skipped) == 1 and np.isfinite(float(metrics["loss"]))
+
+
+def test_N1_a_non_finite_loss_with_finite_gradient_is_skipped_too():
+    step = make_step(lambda p, b, f: (jnp.inf + 0 * p["w"], jnp.float32(1), {}), optax.identity())
+    state, _ = step(state_of(optax.identity()), data(0), {}, jnp.float32(0.1))
+    assert int(state.skipped) == 1 and float(state.params["w"]) == START["w"]
+
+
+def test_slow_state_sees_the_new_parameters():
+    step = make_step(linear_loss, optax.identity(), lambda aux, params: jax.tree.map(lambda a, p: p * 1, aux, params))
+    state, _ = step(state_of(optax.identity(), dict(START)), data(0), {}, jnp.float32(0.1))
+    assert {k: float(v) for k, v in state.aux.items()} == {k: float(v) for k, v in state.params.items()}
+    assert float(state.params["w"]) != START["w"]
+
+
+def test_two_updates_equal_AdamW_by_hand():
+    """Clipped by the global norm, bias-corrected moments, decay on matrices and not on norms and biases."""
+    cfg = ceiling.arm("sft", b1=0.8, b2=0.9, weight_decay=0.1, clip_norm=0.5)
+    optimiser = optim.make(cfg)
+    start = {"w": np.array([1.0, -2.0]), "q_norm": np.array([0.5, 1.5]), "layers": {"bq": np.array([3.0]), "embed": np.array([4.0])}}
+    target = jax.tree.map(lambda v: np.linspace(0.1, 1.0, len(v)) * 3, start)
+    loss = lambda p, b, f: (sum(jnp.sum((x - t) ** 2) for x, t in zip(*map(jax.tree.leaves, (p, b)), strict=True)), jnp.float32(1), {})  # noqa: E731
+    step = make_step(loss, optimiser)
+    state = state_of(optimiser, start=jax.tree.map(np.float32, start))
+    flat, tree = jax.tree.flatten(start)
+    goal, decays = jax.tree.leaves(target), jax.tree.leaves({"w": 1, "q_norm": 0, "layers": {"bq": 0, "embed": 1}})
+    first, second = [np.zeros_like(v) for v in flat], [np.zeros_like(v) for v in flat]
+    for t in (1, 2):
+        state, metrics = step(state, jax.tree.map(lambda v: np.float32(v)[None], target), {}, jnp.float32(0.01))
+        grads = [2 * (p - g) for p, g in zip(flat, goal, strict=True)]
+        norm = np.sqrt(sum((g**2).sum() for g in grads))
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5), "the norm before clipping is reported"
+        grads = [g * min(1, 0.5 / norm) for g in grads]
+        first = [0.8 * a + 0.2 * g for a, g in zip(first, grads, strict=True)]
+        second = [0.9 * a + 0.1 * g**2 for a, g in zip(second, grads, strict=True)]
+        direction = [(a / (1 - 0.8**t)) / (np.sqrt(b / (1 - 0.9**t)) + 1e-8) for a, b in zip(first, second, strict=True)]
+        flat = [p - 0.01 * (d + 0.1 * k * p) for p, d, k in zip(flat, direction, decays, strict=True)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, jax.tree.unflatten(tree, flat))
+
+
+def test_decay_mask_covers_the_whole_parameter_table(lab):
+    from ceiling.model.config import ModelConfig, abstract
+
+    model = ModelConfig(vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm=True, qkv_bias=True)
+    mask = optim._decayed(abstract(model))
+    off = {k for k, v in mask["layers"].items() if not v} | {k for k, v in mask.items() if v is False}
+    assert off == {"attn_norm", "mlp_norm", "q_norm", "k_norm", "bq", "bk", "bv", "final_norm"}
+
+
+# --- the schedule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule, progress, want", [
+    ("cosine", 0.2, 1.0), ("cosine", 0.6, 0.1 + 0.9 * 0.5), ("cosine", 1.0, 0.1), ("cosine", 1.7, 0.1),
+    ("linear", 0.2, 1.0), ("linear", 0.4, 0.1 + 0.9 * 0.75), ("linear", 1.0, 0.1),
+    ("constant", 0.2, 1.0), ("constant", 1.0, 1.0),
+    ("cosine", 0.0, 0.001 / 0.201), ("constant", 0.1, 0.101 / 0.201),
+])  # fmt: skip
+def test_schedule_values(schedule, progress, want):
+    cfg = ceiling.arm("sft", lr=2.0, schedule=schedule, warmup=0.2, final_lr=0.1)
+    assert optim.learning_rate(cfg, progress) == pytest.approx(2.0 * want, rel=1e-9)
+
+
+@checked
+@given(warmup=st.floats(0, 1), final=st.floats(0, 1), schedule=st.sampled_from(["constant", "linear", "cosine"]))
+def test_schedule_rises_then_never_rises_again(warmup, final, schedule):
+    cfg = ceiling.arm("sft", lr=1.0, schedule=schedule, warmup=warmup, final_lr=final)
+    grid = np.linspace(0, 1, 101)
+    lr = np.array([optim.learning_rate(cfg, p) for p in grid])
+    assert np.all((lr >= 0) & (lr <= 1 + 1e-9))
+    up, down = lr[grid < warmup], lr[grid >= warmup]
+    assert np.all(np.diff(up) > 0) and np.all(np.diff(down) <= 1e-12)
+    assert lr[0] > 0 or warmup == 0 or len(down) == 101, "the first step is not wasted"
+
+
+def test_schedule_is_continuous_at_the_end_of_the_warmup():
+    cfg = ceiling.arm("sft", lr=1.0, warmup=0.3)
+    assert optim.learning_rate(cfg, 0.3 - 1e-9) == pytest.approx(optim.learning_rate(cfg, 0.3), rel=1e-6)
