@@ -56,6 +56,8 @@ def pack(
             f"packing: longest example {longest}, max_tokens={max_tokens}, row_tokens={row_tokens} must "
             "be in rising order; shorten the examples or make room for them"
         )
+    if len({tuple(sorted(e.extra)) for e in examples}) > 1:
+        raise ValueError("packing: examples of one batch must carry the same extra arrays")
     place, needed = _first_fit([len(e.tokens) for e in examples], row_tokens)
     rows = needed if rows is None else rows
     if needed > rows:

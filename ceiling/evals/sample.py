@@ -50,8 +50,7 @@ def evaluate(
             ledger.charge(
                 "evaluate", "policy", seconds=time.perf_counter() - began, sequences=out.lengths.size,
                 flops=accounts.sampling_flops(policy.config, [len(p) for p in prompts], out.lengths),
-                tokens=out.lengths.sum() + sum(map(len, prompts)),
-                executed_tokens=out.executed_tokens + sum(map(len, prompts)),
+                tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
             )  # fmt: skip
         if report is not None:
             report(start + len(part), len(problems), tokens_so_far)

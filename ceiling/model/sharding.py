@@ -60,7 +60,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Sharding of an array whose axis number `leading` is the batch (others replicated)."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
+    return NamedSharding(mesh, nn.logical_to_mesh_axes([None] * leading + ["batch"], rules=RULES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

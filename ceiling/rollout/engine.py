@@ -29,7 +29,8 @@ class Completions:
 
     tokens int32[prompts, n, R], 0 after the end; logprobs f32, same shape, under the sampling
     distribution; lengths int32[prompts, n], counting the stop token; stopped bool[prompts, n],
-    False where the response was cut at R tokens. executed_tokens counts slot-steps, idle ones too.
+    False where the response was cut at R tokens. executed_tokens counts padded prompts, a first token per
+    sample (drawn from its prompt's logits), and slot-steps, idle ones too.
     """
 
     tokens: np.ndarray
@@ -99,7 +100,7 @@ def generate(
             out.logprobs[here] = logprobs[:used].reshape(rows, width, -1)
             out.lengths[here] = lengths[:used].reshape(rows, width)
             out.stopped[here] = stopped[:used].reshape(rows, width)
-            out.executed_tokens += int(steps) * min(slots, requests)
+            out.executed_tokens += tokens_CP.size + used + int(steps) * min(slots, requests)
     return out
 
 

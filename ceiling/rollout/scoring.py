@@ -31,6 +31,11 @@ def score(
     return logprobs, entropies
 
 
+def executed_tokens(sequences: int, max_tokens: int, batch_sequences: int = BATCH_SEQUENCES) -> int:
+    """Tokens that `score` really runs for that many examples: whole batches of padded rows."""
+    return -(-sequences // batch_sequences) * batch_sequences * max_tokens
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def _score(params, batch, temperature, *, config):
     return Forward(config).logprobs(params, batch, temperature=temperature, entropy=True)

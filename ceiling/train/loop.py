@@ -22,7 +22,7 @@ from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding
 from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.rollout.engine import generate
-from ceiling.rollout.scoring import score
+from ceiling.rollout.scoring import executed_tokens, score
 from ceiling.tasks.base import Outcome, Task, Verifier
 from ceiling.train import optim
 from ceiling.train.step import init_state, make_step
@@ -160,8 +160,7 @@ class Trainer:
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
             flops=accounts.sampling_flops(self.model_config, [len(p) for p in prompts], out.lengths),
-            tokens=out.lengths.sum() + sum(map(len, prompts)),
-            executed_tokens=out.executed_tokens + sum(map(len, prompts)),
+            tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
         )  # fmt: skip
         start = time.perf_counter()
         groups = []
@@ -194,7 +193,8 @@ class Trainer:
         lengths = [len(e.tokens) for e in request.examples]
         self.ledger.charge(
             "score", request.model, flops=accounts.forward_flops(self.model_config, lengths),
-            tokens=sum(lengths), sequences=len(lengths), seconds=time.perf_counter() - start,
+            tokens=sum(lengths), executed_tokens=executed_tokens(len(lengths), self.max_tokens),
+            sequences=len(lengths), seconds=time.perf_counter() - start,
         )  # fmt: skip
         return logprobs
 
@@ -217,7 +217,8 @@ class Trainer:
                 self.ledger.charge("train", "policy", flops=accounts.TRAIN_FACTOR * flops, tokens=sum(lengths),
                                    executed_tokens=executed, sequences=len(lengths))  # fmt: skip
                 for name in self.frozen:
-                    self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), sequences=len(lengths))
+                    self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), executed_tokens=executed,
+                                       sequences=len(lengths))  # fmt: skip
         self.ledger.count("supervised tokens", sum(int(e.mask.sum()) for e in examples))
         self.ledger.count("empty training slots", total - len(examples))
         self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)

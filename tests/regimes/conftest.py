@@ -65,10 +65,9 @@ def model_of(task, **overrides):
 def fresh(model, seed):
     """Random weights from NumPy: jax's own initialiser costs seconds of compilation."""
     rng = np.random.default_rng(seed)
-    return model_config.unflatten({
-        name: np.ones(row.shape, np.float32) if row.std is None else rng.normal(0, row.std, row.shape).astype(np.float32)
-        for name, row in model_config.table(model).items()
-    })  # fmt: skip
+    draw = lambda row: np.ones(row.shape) if row.std is None else rng.normal(0, row.std, row.shape)  # noqa: E731
+    rows = model_config.table(model).items()
+    return model_config.unflatten({name: draw(row).astype(np.float32) for name, row in rows})
 
 
 def arm(regime: str, **overrides) -> dict:
@@ -97,7 +96,9 @@ def gather(regime, cfg, task, model, params, models, seed=0):
         ])  # fmt: skip
     for name, request in regime.scores(material, cfg).items():
         weights = params if request.model == "policy" else models[request.model]
-        material.scores[name], _ = score(weights, model, request.examples, max_tokens=96, temperature=request.temperature)
+        material.scores[name], _ = score(
+            weights, model, request.examples, max_tokens=96, temperature=request.temperature
+        )
     return material, regime.examples(material, cfg)
 
 

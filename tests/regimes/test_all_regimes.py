@@ -4,6 +4,7 @@ Loss, gradient and updated parameters do not depend on padding, packing, empty s
 micro-batches or the devices (X-3, X-4); constants carry no gradient (X-5); every declared key is read.
 """
 
+import math
 import pkgutil
 
 import jax
@@ -111,7 +112,7 @@ def test_X3_devices_and_two_microbatches_change_nothing(shape, case, reference):
     regime, cfg, *_, examples = case
     if any(cfg[k] != f.default for k, f in regime.config.entries.items()):
         pytest.skip("devices are tried on every regime's default settings")
-    each = -(-(-(-len(examples) // 2)) // 8) * 8
+    each = 8 * math.ceil(len(examples) / 16)
     micro = [one_per_row(examples[::2], each), one_per_row(examples[1::2], each)]
     assert_same(update(case, stack(micro), make_mesh(*shape)), reference)
 
@@ -166,7 +167,9 @@ class Recorder(dict):
 
 def variants(section):
     """Default, everything switched on, and each choice of each text key."""
-    on = {k: f.default or (2 if f.whole else min(0.5, f.high)) for k, f in section.entries.items() if f.kind == "number"}
+    on = {
+        k: f.default or (2 if f.whole else min(0.5, f.high)) for k, f in section.entries.items() if f.kind == "number"
+    }
     on |= {k: True for k, f in section.entries.items() if f.kind == "flag"}
     yield {}
     yield on
@@ -184,9 +187,10 @@ def dry_run(regime, cfg, toy, params):
                         lambda n: task.corpus("prior", 0, n), rng)  # fmt: skip
     for spec in regime.rounds(cfg, task, rng):
         prompts = [material.encode(text) for text in spec.prompts(material)]
-        verdict = lambda j: Verdict(Outcome(j % 2), "1" if j % 2 else None, 0.5 * (j % 2), True) if spec.judged else None  # noqa: B023, E731
+        verdicts = [Verdict(Outcome(j % 2), "1" if j % 2 else None, 0.5 * (j % 2), True) for j in range(spec.n)]
+        verdicts = verdicts if spec.judged else [None] * spec.n
         material.samples.append([
-            [Sample(p, draw(3), -rng.random(3).astype(np.float32), False, verdict(j)) for j in range(spec.n)] for p in prompts
+            [Sample(p, draw(3), -rng.random(3).astype(np.float32), False, v) for v in verdicts] for p in prompts
         ])  # fmt: skip
     for name, request in regime.scores(material, cfg).items():
         material.scores[name] = [-rng.random(int(e.mask.sum())).astype(np.float32) for e in request.examples]

@@ -100,8 +100,11 @@ def test_the_mixture_reverses_with_one_minus_beta(seed, beta):
 def test_KD5_gradients_with_respect_to_the_logits(temperature):
     student, teacher = logits(2, (1, 1, V))
     S, T = softmax(student[0, 0] / temperature), softmax(teacher[0, 0] / temperature)
-    grad = lambda beta: np.asarray(jax.grad(  # noqa: E731
-        lambda s: distill.divergence(s, teacher, np.ones((1, 1)), beta=beta, temperature=temperature)[0])(student))[0, 0]  # fmt: skip
+
+    def grad(beta):
+        at = dict(beta=beta, temperature=temperature)
+        return np.asarray(jax.grad(lambda s: distill.divergence(s, teacher, np.ones((1, 1)), **at)[0])(student))[0, 0]
+
     np.testing.assert_allclose(grad(0.0), (S - T) / temperature, atol=1e-6)
     np.testing.assert_allclose(grad(1.0), S * (np.log(S / T) - KL(S, T)) / temperature, atol=1e-6)
 
@@ -175,7 +178,9 @@ def test_chunked_regime_loss_equals_divergence_on_full_logits(beta, chunk, toy):
         return total, denom
 
     (want, n), want_grad = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
-    (got, tokens), (got_grad, teacher_grad) = jax.jit(jax.value_and_grad(regime, argnums=(0, 1), has_aux=True))(params, teacher)
+    (got, tokens), (got_grad, teacher_grad) = jax.jit(jax.value_and_grad(regime, argnums=(0, 1), has_aux=True))(
+        params, teacher
+    )
     assert float(tokens) == float(n) == sum(e.mask[1:].sum() for e in examples)
     assert float(got) == pytest.approx(float(want), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad)
@@ -187,7 +192,8 @@ def test_KD7_own_samples_teach_like_the_same_text_given_as_data(toy):
     material, examples = toy.gather(distill.REGIME, cfg, toy.task, toy.model, toy.params, toy.models)
     flat = [s for group in material.samples[0] for s in group]
     fixed = [
-        Example(np.concatenate([s.prompt, s.tokens]), np.repeat([0.0, 1.0], [len(s.prompt), len(s.tokens)])) for s in flat
+        Example(np.concatenate([s.prompt, s.tokens]), np.repeat([0.0, 1.0], [len(s.prompt), len(s.tokens)]))
+        for s in flat
     ]
     f = Forward(toy.model)
     loss = jax.jit(jax.value_and_grad(lambda p, b: distill.loss(p, b, {}, f, cfg)[0]))

@@ -123,7 +123,9 @@ def test_every_advantage_equals_brute_force(kind, rewards):
 @pytest.mark.parametrize("kind", grpo.ADVANTAGES)
 def test_every_advantage_equals_brute_force_for_group_size(kind, G):
     rewards = np.random.default_rng(G).normal(size=(5, G)).astype(np.float32)
-    np.testing.assert_allclose(grpo.advantages(rewards, kind=kind), brute_advantages(rewards, kind), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        grpo.advantages(rewards, kind=kind), brute_advantages(rewards, kind), rtol=1e-4, atol=1e-5
+    )
 
 
 @checked
@@ -208,7 +210,12 @@ def test_unknown_choices_are_refused_by_name():
     x = inputs(0)
     with pytest.raises(ValueError, match="kind='median'"):
         grpo.advantages(np.ones((2, 2)), kind="median")
-    for bad in ({"ratio": "word"}, {"aggregation": "mean"}, {"kl": "k4"}, {"aggregation": "constant", "max_tokens": None}):
+    for bad in (
+        {"ratio": "word"},
+        {"aggregation": "mean"},
+        {"kl": "k4"},
+        {"aggregation": "constant", "max_tokens": None},
+    ):
         with pytest.raises(ValueError, match="grpo.policy_loss"):
             loss_fn(**bad)[0](*x)
 
@@ -220,7 +227,8 @@ def test_unknown_choices_are_refused_by_name():
 @pytest.mark.parametrize("ratio", grpo.RATIOS)
 @checked
 @given(
-    seed=st.integers(0, 10**6), clip=st.sampled_from([(0.2, 0.28), (None, None), (0.2, None), (None, 0.3), (3e-4, 4e-4)]),
+    seed=st.integers(0, 10**6),
+    clip=st.sampled_from([(0.2, 0.28), (None, None), (0.2, None), (None, 0.3), (3e-4, 4e-4)]),
     kl=st.sampled_from([None, "k1", "k2", "k3"]), beta=st.sampled_from([0.0, 0.04, 1.0]),
 )  # fmt: skip
 def test_loss_and_denominator_equal_brute_force(ratio, aggregation, seed, clip, kl, beta):
@@ -439,7 +447,10 @@ def test_X5_metrics_carry_no_gradient():
 def test_GR11_prompt_tokens_get_no_gradient():
     rng = np.random.default_rng(0)
     verdict = Verdict(Outcome.RIGHT)
-    samples = [Sample(np.arange(1, 4), np.array([5, 6, 7][:n]), -rng.random(n).astype(np.float32), True, verdict) for n in (1, 3)]
+    samples = [
+        Sample(np.arange(1, 4), np.array([5, 6, 7][:n]), -rng.random(n).astype(np.float32), True, verdict)
+        for n in (1, 3)
+    ]
     examples = [response_example(s, behaviour=s.logprobs, advantage=1.0) for s in samples]
     batch = pack(examples, sequences=3, max_tokens=8, row_tokens=16)
     logp = -rng.random((3, 8)).astype(np.float32)
@@ -524,7 +535,9 @@ def test_GR7_dynamic_sampling_never_emits_a_group_with_none_or_all_correct(overr
     right = np.reshape(data.draw(st.lists(st.booleans(), min_size=32, max_size=32)), (8, 4))
     right[data.draw(st.integers(0, 7))] = True
     lengths = np.reshape(data.draw(st.lists(st.integers(1, L), min_size=32, max_size=32)), (8, 4))
-    reference = (lambda samples: [s.logprobs - 0.1 * len(s.tokens) for g in samples for s in g]) if "kl" in overrides else None
+    reference = (
+        (lambda samples: [s.logprobs - 0.1 * len(s.tokens) for g in samples for s in g]) if "kl" in overrides else None
+    )
     material = fake_material(right, lengths, reference=reference)
     cfg = cfg_of(drop_uninformative=True, oversample=2, **overrides)
     groups_ = kept_groups(grpo.examples(material, cfg), material)
@@ -567,7 +580,9 @@ SETTINGS = {
 
 def test_the_settings_are_those_that_the_module_documents():
     for name, chosen in SETTINGS.items():
-        line = next(row for row in grpo.__doc__.splitlines() if row.split("  ")[-1] and row.strip().startswith(name + "  "))
+        line = next(
+            row for row in grpo.__doc__.splitlines() if row.split("  ")[-1] and row.strip().startswith(name + "  ")
+        )
         for key in ("advantage", "ratio", "aggregation"):
             assert chosen[key] in line, (name, key)
 

@@ -70,7 +70,8 @@ def test_equations_2_and_3_information_gain_of_real_thoughts(overrides, toy, ste
     }  # fmt: skip
     models = {"policy": toy.params, **toy.models}
     scores = {
-        k: score(models[r.model], toy.model, r.examples, max_tokens=96, temperature=r.temperature)[0] for k, r in requests.items()
+        k: score(models[r.model], toy.model, r.examples, max_tokens=96, temperature=r.temperature)[0]
+        for k, r in requests.items()
     }
     got = rlp.gains(dataclasses.replace(material, scores=scores), cfg)
     assert got.shape == (4, 3)
@@ -103,7 +104,10 @@ def test_equation_5_loss_written_out(updates, toy, step):
         e = e.extra
         e["behaviour"] = np.concatenate([np.zeros(len(e["behaviour"]) - len(b), np.float32), b])
     texts = [np.concatenate([s.prompt, s.tokens]) for s in thoughts]
-    logp = [lp[len(s.prompt) - 1 :] for s, (_, lp) in zip(thoughts, toy.slow_logprobs(toy.params, toy.model, texts, 0.7), strict=True)]
+    logp = [
+        lp[len(s.prompt) - 1 :]
+        for s, (_, lp) in zip(thoughts, toy.slow_logprobs(toy.params, toy.model, texts, 0.7), strict=True)
+    ]
     total = 0.0
     for e, lp, old in zip(examples, logp, behaviour, strict=True):
         A, row = e.extra["advantage"], []
@@ -135,14 +139,19 @@ def test_equation_6_and_RL6_closed_form_of_the_slow_copy(decay, k, seed):
     for _ in range(k):
         slow = rlp.ema(slow, params, decay)
     jax.tree.map(
-        lambda s, s0, p: np.testing.assert_allclose(s, decay**k * s0 + (1 - decay**k) * p, atol=1e-9), slow, start, params
+        lambda s, s0, p: np.testing.assert_allclose(s, decay**k * s0 + (1 - decay**k) * p, atol=1e-9),
+        slow,
+        start,
+        params,
     )
 
 
 def test_the_slow_copy_starts_as_its_own_copy_of_the_policy(toy):
     aux = rlp.REGIME.init_aux(toy.params, toy.arm("rlp"))
     jax.tree.map(np.testing.assert_array_equal, aux, toy.params)
-    assert not {id(x) for x in jax.tree.leaves(aux)} & {id(x) for x in jax.tree.leaves(toy.params)}, "the step donates both"
+    assert not {id(x) for x in jax.tree.leaves(aux)} & {id(x) for x in jax.tree.leaves(toy.params)}, (
+        "the step donates both"
+    )
     after = rlp.REGIME.after_update(aux, toy.models["teacher"], toy.arm("rlp", ema_decay=0.75))
     jax.tree.map(lambda a, p, t: np.testing.assert_allclose(a, 0.75 * p + 0.25 * t, rtol=1e-5, atol=1e-6),
                  after, toy.params, toy.models["teacher"])  # fmt: skip
@@ -153,7 +162,12 @@ def material_of(toy, thoughts, rng=None):
     problems = toy.task.training({}, len(thoughts))
     encode = lambda text: np.asarray(toy.task.tokenizer.encode(text), np.int32)  # noqa: E731
     groups = [
-        [Sample(encode(toy.task.passage(p).context), encode(t), np.full(len(t), -1, np.float32), t.endswith("#"), None) for t in ts]
+        [
+            Sample(
+                encode(toy.task.passage(p).context), encode(t), np.full(len(t), -1, np.float32), t.endswith("#"), None
+            )
+            for t in ts
+        ]
         for p, ts in zip(problems, thoughts, strict=True)
     ]
     return Material(toy.task, problems, [groups], {}, None, rng)
@@ -193,7 +207,8 @@ def test_RL2_an_empty_wrapper_gains_the_wrapper_shift_and_nothing_else(toy):
     passages, encode = [toy.task.passage(p) for p in material.problems], material.encode
     tails = [encode(p.continuation) for p in passages]
     shift = [
-        continuation_logprobs(toy, toy.params, [encode(p.context + middle) for p in passages], tails) for middle in (".#:", "#:")
+        continuation_logprobs(toy, toy.params, [encode(p.context + middle) for p in passages], tails)
+        for middle in (".#:", "#:")
     ]
     want = [a.sum() - b.sum() for a, b in zip(*shift, strict=True)]
     np.testing.assert_allclose(raw, np.repeat(np.array(want)[:, None], 2, axis=1), rtol=1e-4, atol=1e-5)
@@ -212,7 +227,9 @@ def test_RL3_identical_thoughts_have_zero_advantage(toy):
 
 
 def test_RL4_no_gradient_through_the_information_gain():
-    gradient = jax.grad(lambda a, b: jnp.sum(rlp.information_gain(a, b) ** 2), argnums=(0, 1))(jnp.ones(3), jnp.zeros(3))
+    gradient = jax.grad(lambda a, b: jnp.sum(rlp.information_gain(a, b) ** 2), argnums=(0, 1))(
+        jnp.ones(3), jnp.zeros(3)
+    )
     assert all(np.all(np.asarray(g) == 0) for g in gradient)
     np.testing.assert_array_equal(rlp.information_gain(jnp.array([1.0, -2.0]), jnp.array([0.5, 1.0])), [0.5, -3.0])
 
@@ -280,8 +297,9 @@ def test_RL8_a_thought_that_states_the_answer_gains_and_is_reinforced(toy):
 
 def test_RL9_a_constant_in_the_baseline_changes_no_gradient(toy, step):
     cfg, material, _ = step
-    shifted = dataclasses.replace(material, scores={**material.scores, "without": [
-        lp + np.float32(c) for lp, c in zip(material.scores["without"], (3.0, -2.0, 0.5, 10.0), strict=True)]})  # fmt: skip
+    constants = (3.0, -2.0, 0.5, 10.0)
+    moved = [lp + np.float32(c) for lp, c in zip(material.scores["without"], constants, strict=True)]
+    shifted = dataclasses.replace(material, scores={**material.scores, "without": moved})
     f = Forward(toy.model)
     loss = jax.jit(jax.grad(lambda p, b: rlp.loss(p, b, {}, f, cfg)[0]))
     a, b = (loss(toy.params, toy.batch_of(rlp.examples(m, cfg), max_tokens=20)) for m in (material, shifted))
@@ -324,7 +342,9 @@ def test_RL11_expected_gain_of_the_real_model_over_every_next_token(toy):
     task, encode = NextToken(), lambda text: np.asarray(toy.task.tokenizer.encode(text), np.int32)
     thoughts = ("12#", "c#")
     group = [Sample(encode("abc="), encode(t), np.zeros(len(t), np.float32), True, None) for t in thoughts]
-    material = Material(task, [Problem(i, "g", "abc=", x) for i, x in enumerate(symbols)], [[group] * len(symbols)], {}, None, None)
+    material = Material(
+        task, [Problem(i, "g", "abc=", x) for i, x in enumerate(symbols)], [[group] * len(symbols)], {}, None, None
+    )
     gain = real_gains(toy, toy.arm("rlp", baseline="raw"), material, toy.params, toy.models["ema"])  # [V - 1, 2]
     truth = np.random.default_rng(0).dirichlet(np.ones(len(symbols)))
     last = lambda p, text: toy.slow_logprobs(p, toy.model, [encode(text + "a")])[0][0][-1][1:]  # noqa: E731

@@ -18,10 +18,9 @@ from ceiling.train.loop import Budget, Trainer
 def fresh(model, seed):
     """Random weights from NumPy: jax's own initialiser costs seconds of compilation."""
     rng = np.random.default_rng(seed)
-    return model_config.unflatten({
-        name: np.ones(row.shape, np.float32) if row.std is None else rng.normal(0, row.std, row.shape).astype(np.float32)
-        for name, row in model_config.table(model).items()
-    })  # fmt: skip
+    draw = lambda row: np.ones(row.shape) if row.std is None else rng.normal(0, row.std, row.shape)  # noqa: E731
+    rows = model_config.table(model).items()
+    return model_config.unflatten({name: draw(row).astype(np.float32) for name, row in rows})
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +46,9 @@ def lab():
         overrides = {"prompts_per_step": 4, "samples_per_prompt": 2, "pool": 32, "mix": {"C": 1.0}, **overrides}
         mesh = mesh or make_mesh()
         start = place(jax.tree.map(np.array, weights), model, mesh)
-        return Trainer(load(name) if isinstance(regime, str) else regime, ceiling.arm(name, **overrides).to_dict(), model,
-                       start, task, models=models or {}, seed=seed, budget=budget, mesh=mesh,
+        record = load(name) if isinstance(regime, str) else regime
+        return Trainer(record, ceiling.arm(name, **overrides).to_dict(), model, start, task,
+                       models=models or {}, seed=seed, budget=budget, mesh=mesh,
                        corpus=lambda at, n: task.corpus("prior", 1000 + at, n) if n else [])  # fmt: skip
 
     return types.SimpleNamespace(task=task, model=model, weights=weights, trainer=trainer, Budget=Budget, fresh=fresh)
-

@@ -66,7 +66,9 @@ def test_X3_any_split_into_microbatches_gives_the_same_update():
     for micro in (1, 2, 4):
         parts = tuple(a.reshape(micro, -1) for a in (x, y, m))
         state, metrics = step(state_of(optax.identity()), parts, {}, jnp.float32(1.0))
-        out.append([float(v) for v in (*state.params.values(), metrics["loss"], metrics["error"], metrics["grad_norm"])])
+        out.append(
+            [float(v) for v in (*state.params.values(), metrics["loss"], metrics["error"], metrics["grad_norm"])]
+        )
     np.testing.assert_allclose(out[1:], [out[0]] * 2, rtol=1e-5)
 
 
@@ -116,9 +118,17 @@ def test_two_updates_equal_AdamW_by_hand():
     """Clipped by the global norm, bias-corrected moments, decay on matrices and not on norms and biases."""
     cfg = ceiling.arm("sft", b1=0.8, b2=0.9, weight_decay=0.1, clip_norm=0.5)
     optimiser = optim.make(cfg)
-    start = {"w": np.array([1.0, -2.0]), "q_norm": np.array([0.5, 1.5]), "layers": {"bq": np.array([3.0]), "embed": np.array([4.0])}}
+    start = {
+        "w": np.array([1.0, -2.0]),
+        "q_norm": np.array([0.5, 1.5]),
+        "layers": {"bq": np.array([3.0]), "embed": np.array([4.0])},
+    }
     target = jax.tree.map(lambda v: np.linspace(0.1, 1.0, len(v)) * 3, start)
-    loss = lambda p, b, f: (sum(jnp.sum((x - t) ** 2) for x, t in zip(*map(jax.tree.leaves, (p, b)), strict=True)), jnp.float32(1), {})  # noqa: E731
+
+    def loss(params, target, frozen):
+        squares = jax.tree.map(lambda x, t: jnp.sum((x - t) ** 2), params, target)
+        return sum(jax.tree.leaves(squares)), jnp.float32(1), {}
+
     step = make_step(loss, optimiser)
     state = state_of(optimiser, start=jax.tree.map(np.float32, start))
     flat, tree = jax.tree.flatten(start)
@@ -132,15 +142,21 @@ def test_two_updates_equal_AdamW_by_hand():
         grads = [g * min(1, 0.5 / norm) for g in grads]
         first = [0.8 * a + 0.2 * g for a, g in zip(first, grads, strict=True)]
         second = [0.9 * a + 0.1 * g**2 for a, g in zip(second, grads, strict=True)]
-        direction = [(a / (1 - 0.8**t)) / (np.sqrt(b / (1 - 0.9**t)) + 1e-8) for a, b in zip(first, second, strict=True)]
+        direction = [
+            (a / (1 - 0.8**t)) / (np.sqrt(b / (1 - 0.9**t)) + 1e-8) for a, b in zip(first, second, strict=True)
+        ]
         flat = [p - 0.01 * (d + 0.1 * k * p) for p, d, k in zip(flat, direction, decays, strict=True)]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, jax.tree.unflatten(tree, flat))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, jax.tree.unflatten(tree, flat)
+        )
 
 
 def test_decay_mask_covers_the_whole_parameter_table(lab):
     from ceiling.model.config import ModelConfig, abstract
 
-    model = ModelConfig(vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm=True, qkv_bias=True)
+    model = ModelConfig(
+        vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm=True, qkv_bias=True
+    )
     mask = optim._decayed(abstract(model))
     off = {k for k, v in mask["layers"].items() if not v} | {k for k, v in mask.items() if v is False}
     assert off == {"attn_norm", "mlp_norm", "q_norm", "k_norm", "bq", "bk", "bv", "final_norm"}
