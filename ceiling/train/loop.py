@@ -219,7 +219,8 @@ class Trainer:
                 for name in self.frozen:
                     self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), executed_tokens=executed,
                                        sequences=len(lengths))  # fmt: skip
-        self.ledger.count("supervised tokens", sum(int(e.mask.sum()) for e in examples))
+        supervised = sum(int(e.mask[1:].sum()) for e in examples)  # nothing predicts token 0
+        self.ledger.count("supervised tokens", cfg["epochs"] * supervised)
         self.ledger.count("empty training slots", total - len(examples))
         self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
         return {"step": step, "lr": lr, "flops": self.ledger.spent(self.budget.axis), "device": metrics}
@@ -279,5 +280,6 @@ def noise_ids(problems) -> list[int]:
 
 
 def stream(seed: int, *path: int) -> int:
-    """An independent 31-bit seed for a position in a run; equal arguments give equal seeds."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0] >> 1)
+    """An independent 31-bit seed for a position in a run; equal arguments give equal seeds. The path's
+    length is part of the key: SeedSequence takes trailing zeros for no entries at all."""
+    return int(np.random.SeedSequence([seed, len(path), *path]).generate_state(1)[0] >> 1)

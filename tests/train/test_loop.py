@@ -326,9 +326,6 @@ def test_streams_of_a_run_are_independent_and_repeatable():
     assert len(seeds) == 80 and all(0 <= s < 2**31 for s in seeds) and stream(3, 1, 4) == stream(3, 1, 4)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: SeedSequence pads with zeros, so a path and the same path + 0 share a seed"
-)
-def test_BUG_streams_of_paths_of_different_length_are_different():
-    """stream(seed, 5) is stream(seed, 5, 0): the evaluation's seed is that of the rollouts of step 5."""
+def test_N5_streams_of_paths_of_different_length_are_different():
+    """SeedSequence pads with zeros: without the length, evaluation would share the rollout seed of a step."""
     assert stream(1, 5) != stream(1, 5, 0) and stream(1, 0) != stream(1)
