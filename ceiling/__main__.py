@@ -24,6 +24,17 @@ def main(argv) -> None:
     print_verdicts(result)
 
 
+def parse(argv):
+    """Flags from the command line; a --config.* key that does not exist is one line, not a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        given = " ".join(a for a in argv if a.startswith("--config."))
+        print(f"ceiling: {message} (in {given or 'the config file'})", file=sys.stderr)
+        sys.exit(2)
+
+
 def print_verdicts(result) -> None:
     """The verdict of every arm and group, one line each."""
     for row in result.verdicts:
@@ -33,4 +44,4 @@ def print_verdicts(result) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

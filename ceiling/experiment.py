@@ -20,11 +20,13 @@ import hashlib
 import math
 import os
 import pathlib
+import re
 import shutil
 import threading
 import time
 
 import ml_collections
+import numpy as np
 
 from ceiling import results, workers
 from ceiling.config import ConfigError, Section, digest, flag, number, numbers, ordered, plain, table, text
@@ -69,7 +71,7 @@ def schema(config) -> Section:
         arm_sections[name] = loop.CONFIG | regimes.load(entry["regime"]).config
     return Section(
         name=text("experiment"),
-        seeds=numbers((1, 2, 3), whole=True, low=0, doc="training seeds; three or more for a verdict"),
+        seeds=numbers((1, 2, 3), whole=True, low=0, high=2**31 - 1, doc="training seeds; three or more for a verdict"),
         workers=number(1, whole=True, low=1, high=64, doc="stages run at once, in processes of their own; 1: in this"),
         mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
         data=Section(path=text("", doc="your own file, for tasks that read one")),
@@ -108,8 +110,11 @@ def validate(config) -> dict:
         raise ConfigError("config.task.name: missing; name a task, e.g. lab or qa_file")
     config = plain(config)
     schema(config).validate(config, "config")
-    if reserved := {"base", results.NULL} & set(config["arms"]):
-        raise ConfigError(f"config.arms.{min(reserved)}: the name is taken by the base model; rename the arm")
+    for name in config["arms"]:
+        if name in ("base", results.NULL, "prior", "teacher"):
+            raise ConfigError(f"config.arms.{name}: the name is taken by the run's own stages; rename the arm")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
     ModelConfig(vocab_size=1, **config["model"])  # its own checks
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
@@ -157,6 +162,29 @@ class Stage:
         return workdir / "stages" / self.name / self.key
 
 
+def check_against_task(config: dict, task) -> None:
+    """Refuse what only the loaded task can tell: an hour of pretraining must not end in a message that was
+    due before it. Raises ConfigError or ValueError in one line."""
+    groups = {group.name for group in task.groups}
+    for name, members in config["aggregates"].items():
+        if unknown := sorted(set(members.split()) - groups):
+            raise ConfigError(f"config.aggregates.{name}: no group {unknown[0]!r}; known: {' '.join(sorted(groups))}")
+    for name, entry in config["arms"].items():
+        try:
+            task.training(_mix(entry, config), entry["pool"])
+            regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+        except ValueError as error:
+            raise ConfigError(f"config.arms.{name}: {error}") from None
+    if math.prod(config["mesh"].values()) > 1:
+        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
+        param_shardings(model, make_mesh(**config["mesh"]))
+
+
+def _mix(entry: dict, config: dict) -> dict:
+    """An arm's training mix: its own, or everybody's, or the only group of a task without groups."""
+    return entry["mix"] or config["train"]["mix"] or {"all": 1.0}
+
+
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
     world = {key: config[key] for key in ("mesh", "task", "model")} | {"data": _fingerprint(config["data"])}
@@ -173,7 +201,7 @@ def plan(config: dict) -> list[Stage]:
         add("base.evaluate", "evaluate", {"policy": prior, "base": prior}, "base", eval={**evaluation, "draw": 0})
         teacher = None
         for name, entry in config["arms"].items():
-            entry = {**entry, "mix": entry["mix"] or config["train"]["mix"] or {"all": 1.0}}
+            entry = {**entry, "mix": _mix(entry, config)}
             needs = {"prior": prior}
             if entry["regime"] == "distill":
                 teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
@@ -198,10 +226,7 @@ def run(config, workdir) -> results.Result:
     ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
     """
     config = validate(config)
-    task = tasks.load(config["task"], config["data"])  # bad data is refused here, not in the middle of the run
-    if math.prod(config["mesh"].values()) > 1:  # and so is a mesh that the machine or the model does not fit
-        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
-        param_shardings(model, make_mesh(**config["mesh"]))
+    check_against_task(config, tasks.load(config["task"], config["data"]))
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)
@@ -269,6 +294,7 @@ class _locked:
         except OSError:
             self.file.seek(0)
             owner = self.file.read().strip() or "another process"
+            self.file.close()
             raise RuntimeError(
                 f"{self.path.parent} is in use by {owner}; wait for it, stop it, or choose another --workdir"
             ) from None

@@ -179,6 +179,10 @@ def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
     arms += [{"name": name, "title": title, "regime": "sft", "reads": ["text"], "control": False, "source": True,
               "description": description} for name, title, description in _SOURCES]  # fmt: skip
     notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(unfit)]
+    if task.guess_rate is not None:
+        k = config["eval"]["verdict_k"]
+        notes.append(f"guessing: a random well-formed answer is right with probability {task.guess_rate:g}, "
+                     f"which alone gives pass@{k} = {1 - (1 - task.guess_rate) ** k:.4f}")  # fmt: skip
     return {
         "name": config["name"], "version": __version__, "config": config, "config_hash": digest(config),
         "device": _device(),

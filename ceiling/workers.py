@@ -70,7 +70,10 @@ def perform(job: dict, report: Callable[[dict], None]) -> None:
 def _in_process(waiting, workdir, progress, finished) -> None:
     for i, stage in enumerate(waiting):
         progress.start(stage.name)
-        perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event))
+        try:
+            perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event))
+        except Exception as error:  # noqa: BLE001 - named by its stage; the cause stays attached
+            raise RuntimeError(f"{stage.name} failed: {_one_line(error)}") from error
         progress.finish(stage.name)
         finished(stage, len(waiting) - i - 1)
 
@@ -144,6 +147,10 @@ class _Worker:
         events.put((self.index, {"event": "error", "message": f"worker process ended with code {self.process.wait()}"}))
 
 
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def main() -> None:
     """The worker: jobs in on stdin, events out on stdout; everything else printed goes to stderr."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -166,7 +173,7 @@ def main() -> None:
             perform(work, lambda values: say("progress", values=values))
         except Exception as error:  # noqa: BLE001 - reported to the parent, which stops the run
             traceback.print_exc()
-            say("error", message=f"{type(error).__name__}: {error}")
+            say("error", message=_one_line(error))
         else:
             say("done")
 

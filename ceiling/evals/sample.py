@@ -31,6 +31,8 @@ def evaluate(
     is called with (problems done, problems in all, tokens so far). Work is charged to "evaluate".
     """
     problems = task.evaluation() if problems is None else problems
+    if n < 1 or not problems:
+        raise ValueError(f"evaluate: n={n} samples of {len(problems)} problems; both must be at least 1")
     verify, recorder = Verifier(task), Recorder()
     encode = task.tokenizer.encode
     per_call = max(1, chunk_requests // n)

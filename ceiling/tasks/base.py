@@ -95,6 +95,7 @@ class Task(Protocol):
     tokenizer: Any
     groups: tuple[Group, ...]
     max_response_tokens: int
+    guess_rate: float | None  # chance that a uniformly random well-formed answer is right, if that is known
 
     def evaluation(self) -> list[Problem]:
         """The evaluation problems, the same for every arm and training seed."""

@@ -31,6 +31,7 @@ class QAFile:
     """Task; see ceiling.tasks.base.Task."""
 
     name = "qa_file"
+    guess_rate = None
     groups = (Group("all", "all questions", "held-out questions of the file", "not known"),)
 
     def __init__(self, config, path: str):

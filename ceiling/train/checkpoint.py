@@ -23,7 +23,10 @@ def load_params(path: str | pathlib.Path, config: ModelConfig, mesh):
     path = pathlib.Path(path).absolute()
     wanted = table(config)
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = traverse_util.flatten_dict(dict(checkpointer.metadata(path).item_metadata.tree), sep="/")
+        metadata = checkpointer.metadata(path).item_metadata if path.exists() else None
+        if metadata is None:
+            raise ValueError(f"{path}: no checkpoint there; delete the stage's folder to have it made again")
+        stored = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
         if odd := sorted(stored.keys() ^ wanted.keys()):
             raise ValueError(f"{path}: the checkpoint and the config differ in which weights exist: {', '.join(odd)}")
         for name, want in wanted.items():

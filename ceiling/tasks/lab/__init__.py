@@ -37,6 +37,7 @@ class Lab:
     name = "lab"
     groups: tuple[Group, ...] = problems.GROUPS
     max_response_tokens = lang.MAX_RESPONSE
+    guess_rate = 1e-4  # one of 10^4 answers is right
 
     def __init__(self, config):
         self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
@@ -114,7 +115,7 @@ def make(config, data) -> Lab:
 def _apportion(mix: dict[str, float], size: int) -> dict[str, int]:
     """Largest-remainder counts: exact proportions, nothing lost to rounding."""
     total = sum(mix.values())
-    exact = {g: size * w / total for g, w in mix.items() if w > 0}
+    exact = {g: size * mix[g] / total for g in sorted(mix) if mix[g] > 0}  # the order of keys means nothing
     counts = {g: int(x) for g, x in exact.items()}
     for g in sorted(exact, key=lambda g: counts[g] - exact[g])[: size - sum(counts.values())]:
         counts[g] += 1
