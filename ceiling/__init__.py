@@ -13,8 +13,8 @@ import importlib
 from ceiling.version import __version__
 
 _WHERE = {
-    "run": "ceiling.experiment", "defaults": "ceiling.experiment", "arm": "ceiling.experiment",
-    "validate": "ceiling.experiment", "evaluate": "ceiling.evals.sample", "Policy": "ceiling.model.policy",
+    "run": "ceiling.experiment", "defaults": "ceiling.schema", "arm": "ceiling.schema",
+    "validate": "ceiling.schema", "evaluate": "ceiling.evals.sample", "Policy": "ceiling.model.policy",
     "ConfigError": "ceiling.config",
 }  # fmt: skip
 _ROOMS = ("config", "data", "evals", "ledger", "model", "regimes", "report", "rollout", "tasks", "train")

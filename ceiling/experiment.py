@@ -20,127 +20,15 @@ import hashlib
 import math
 import os
 import pathlib
-import re
 import shutil
 import threading
 import time
 
-import ml_collections
-import numpy as np
-
-from ceiling import results, workers
-from ceiling.config import ConfigError, Section, digest, flag, number, numbers, ordered, plain, table, text
+from ceiling import results, schema, workers
+from ceiling.config import ConfigError, digest
 from ceiling.logs import Progress
-from ceiling.model.config import ModelConfig
-from ceiling.model.sharding import make_mesh, param_shardings
-from ceiling.regimes import base as regimes
 from ceiling.tasks import base as tasks
-from ceiling.train import loop
 from ceiling.version import __version__
-
-_MODEL_FIELDS = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size"}
-_KINDS = {bool: flag, str: text}
-MODEL = Section(
-    width=number(64, whole=True, low=1), ffn=number(128, whole=True, low=1), layers=number(2, whole=True, low=1),
-    heads=number(4, whole=True, low=1), kv_heads=number(2, whole=True, low=1), head_dim=number(16, whole=True, low=2),
-    rope_base=number(10_000.0, low=1), norm_eps=number(1e-6, low=0),
-    tied=flag(True), qk_norm=flag(False), qkv_bias=flag(False),
-    embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
-    param_dtype=text("float32", choices=("float32", "bfloat16")),
-    compute_dtype=text("float32", choices=("float32", "bfloat16")),
-    scan_layers=flag(True), remat=flag(False), head_chunk_tokens=number(8192, whole=True, low=1),
-)  # fmt: skip
-EVAL = Section(
-    n=number(512, whole=True, low=2, doc="samples per problem"),
-    temperature=number(1.0, low=0, high=100), top_p=number(1.0, low=1e-6, high=1),
-    ks=numbers((1, 2, 4, 8, 16, 32, 64, 128, 256), whole=True, low=1, doc="budgets of the pass@k curves"),
-    verdict_k=number(256, whole=True, low=1, doc="budget that verdicts are about; at most n / 2"),
-    margin=number(0.05, low=0, high=1, doc="pass@k difference that counts as no difference"),
-    likelihood_samples=number(8, whole=True, low=0, doc="samples per problem scored under the base"),
-    gain_samples=number(8, whole=True, low=2, doc="thoughts per problem for RLP's information gain"),
-)  # fmt: skip
-PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
-
-
-def schema(config) -> Section:
-    """The schema of this configuration: the task and the regimes it names bring their own keys."""
-    arm_sections = {}
-    for name, entry in config.get("arms", {}).items():
-        if "regime" not in entry:
-            raise ConfigError(f"config.arms.{name}.regime: missing; name a file in ceiling/regimes")
-        arm_sections[name] = loop.CONFIG | regimes.load(entry["regime"]).config
-    return Section(
-        name=text("experiment"),
-        seeds=numbers((1, 2, 3), whole=True, low=0, high=2**31 - 1, doc="training seeds; three or more for a verdict"),
-        workers=number(1, whole=True, low=1, high=64, doc="stages run at once, in processes of their own; 1: in this"),
-        mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
-        data=Section(path=text("", doc="your own file, for tasks that read one")),
-        task=tasks.module(config["task"]["name"]).CONFIG,
-        model=MODEL, prior=PRETRAIN, teacher=PRETRAIN,
-        budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
-        train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
-        arms=Section(**arm_sections), eval=EVAL,
-        aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
-        report=Section(
-            every_s=number(90, low=0, doc="seconds between updates of the report while running"),
-            pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
-        ),
-    )  # fmt: skip
-
-
-def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
-    """A complete configuration for a task, ready to be changed."""
-    arms = arms or {}
-    config = schema({"task": {"name": task}, "arms": arms}).defaults()
-    config.arms = ordered(arms)
-    for stage in ("prior", "teacher"):
-        config[stage].source = "corpus"
-        config[stage].samples_per_prompt = 1
-    return config
-
-
-def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
-    """One arm's configuration: the loop's and the regime's defaults with overrides."""
-    return (loop.CONFIG | regimes.load(regime).config).defaults(regime=regime, **overrides)
-
-
-def validate(config) -> dict:
-    """The resolved configuration as plain JSON-able values, or ConfigError in one line."""
-    if "task" not in config or "name" not in config["task"]:
-        raise ConfigError("config.task.name: missing; name a task, e.g. lab or qa_file")
-    config = plain(config)
-    schema(config).validate(config, "config")
-    for name in config["arms"]:
-        if name in ("base", results.NULL, "prior", "teacher"):
-            raise ConfigError(f"config.arms.{name}: the name is taken by the run's own stages; rename the arm")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
-    ModelConfig(vocab_size=1, **config["model"])  # its own checks
-    if len(set(config["seeds"])) != len(config["seeds"]):
-        raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
-    n, k = config["eval"]["n"], config["eval"]["verdict_k"]
-    if 2 * k > n:
-        raise ConfigError(
-            f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw"
-        )
-    if max(config["eval"]["ks"]) > n:
-        raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; lower it or raise n")
-    pair = config["report"]["pair"].split()
-    if pair and (len(pair) != 3 or not {*pair[:2]} <= config["arms"].keys()):
-        raise ConfigError(f"config.report.pair={' '.join(pair)!r} must name two arms and a group, or be empty")
-    for name, entry in config["arms"].items():
-        if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
-            raise ConfigError(
-                f"config.arms.{name}.samples_per_prompt={entry['samples_per_prompt']}: group advantages need at least 2"
-            )
-        total = entry["prompts_per_step"] * entry["samples_per_prompt"]
-        for key in ("minibatches", "microbatches"):
-            if total % entry[key]:
-                raise ConfigError(
-                    f"config.arms.{name}.{key}={entry[key]} does not divide "
-                    f"prompts_per_step * samples_per_prompt = {total}"
-                )
-    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,29 +50,6 @@ class Stage:
         return workdir / "stages" / self.name / self.key
 
 
-def check_against_task(config: dict, task) -> None:
-    """Refuse what only the loaded task can tell: an hour of pretraining must not end in a message that was
-    due before it. Raises ConfigError or ValueError in one line."""
-    groups = {group.name for group in task.groups}
-    for name, members in config["aggregates"].items():
-        if unknown := sorted(set(members.split()) - groups):
-            raise ConfigError(f"config.aggregates.{name}: no group {unknown[0]!r}; known: {' '.join(sorted(groups))}")
-    for name, entry in config["arms"].items():
-        try:
-            task.training(_mix(entry, config), entry["pool"])
-            regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
-        except ValueError as error:
-            raise ConfigError(f"config.arms.{name}: {error}") from None
-    if math.prod(config["mesh"].values()) > 1:
-        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
-        param_shardings(model, make_mesh(**config["mesh"]))
-
-
-def _mix(entry: dict, config: dict) -> dict:
-    """An arm's training mix: its own, or everybody's, or the only group of a task without groups."""
-    return entry["mix"] or config["train"]["mix"] or {"all": 1.0}
-
-
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
     world = {key: config[key] for key in ("mesh", "task", "model")} | {"data": _fingerprint(config["data"])}
@@ -201,7 +66,7 @@ def plan(config: dict) -> list[Stage]:
         add("base.evaluate", "evaluate", {"policy": prior, "base": prior}, "base", eval={**evaluation, "draw": 0})
         teacher = None
         for name, entry in config["arms"].items():
-            entry = {**entry, "mix": _mix(entry, config)}
+            entry = {**entry, "mix": schema.mix_of(entry, config)}
             needs = {"prior": prior}
             if entry["regime"] == "distill":
                 teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
@@ -213,7 +78,7 @@ def plan(config: dict) -> list[Stage]:
                 gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],
                         "floor": entry["floor"], "groups": sorted(entry["mix"])}  # fmt: skip
                 add(f"{name}.gain", "gain", pair, name, gain=gain)
-        add(f"{results.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, results.NULL,
+        add(f"{schema.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, schema.NULL,
             eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
     # Priors first: everything of a seed waits for its prior, and the last seed's must not leave workers idle.
     return sorted(out, key=lambda stage: stage.kind != "prior")
@@ -225,8 +90,8 @@ def run(config, workdir) -> results.Result:
     config: as from `get_config` or `defaults`; workdir: the run directory, made if missing. Raises
     ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
     """
-    config = validate(config)
-    check_against_task(config, tasks.load(config["task"], config["data"]))
+    config = schema.validate(config)
+    schema.check_against_task(config, tasks.load(config["task"], config["data"]))
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)

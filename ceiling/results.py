@@ -18,11 +18,11 @@ from ceiling.config import digest
 from ceiling.evals import summary
 from ceiling.evals.records import Samples
 from ceiling.regimes import base as regimes
+from ceiling.schema import NULL
 from ceiling.tasks import base as tasks
 from ceiling.tasks.base import Outcome
 from ceiling.version import __version__
 
-NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
 _MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", "diversity", "strategies")
 _CURVE_POINTS = 120  # training curves are thinned to about this many points per metric

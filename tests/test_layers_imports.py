@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "ceiling"
 ORDER = ["config", "data", "tasks", "model", "rollout", "regimes", "train", "evals", "report"]
 FOR_ALL = {"ledger", "version", "logs"}  # readable by every room; they read nothing but each other
-OUTSIDE = {"", "__main__", "experiment", "stages", "results", "workers"}  # the ones that tie the rooms together
+# What ties the rooms together and may read them all.
+OUTSIDE = {"", "__main__", "schema", "experiment", "stages", "results", "workers"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -1,0 +1,149 @@
+"""The schema of an experiment's configuration: what may be set, to what, and what is refused.
+
+A task and a regime bring their own sections; everything else is here. `validate` needs nothing but the
+configuration; `check_against_task` also needs the loaded task. Both refuse in one line that names the key.
+
+Example:
+    config = ceiling.defaults("lab", arms={"grpo": ceiling.arm("grpo", lr=7e-4)})
+    config.seeds = (1, 2, 3)
+"""
+
+import math
+import re
+
+import ml_collections
+import numpy as np
+
+from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
+from ceiling.model.config import ModelConfig
+from ceiling.model.sharding import make_mesh, param_shardings
+from ceiling.regimes import base as regimes
+from ceiling.tasks import base as tasks
+from ceiling.train import loop
+
+NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
+
+MODEL = Section(
+    width=number(64, whole=True, low=1), ffn=number(128, whole=True, low=1), layers=number(2, whole=True, low=1),
+    heads=number(4, whole=True, low=1), kv_heads=number(2, whole=True, low=1), head_dim=number(16, whole=True, low=2),
+    rope_base=number(10_000.0, low=1), norm_eps=number(1e-6, low=0),
+    tied=flag(True), qk_norm=flag(False), qkv_bias=flag(False),
+    embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
+    param_dtype=text("float32", choices=("float32", "bfloat16")),
+    compute_dtype=text("float32", choices=("float32", "bfloat16")),
+    scan_layers=flag(True), remat=flag(False), head_chunk_tokens=number(8192, whole=True, low=1),
+)  # fmt: skip
+EVAL = Section(
+    n=number(512, whole=True, low=2, doc="samples per problem"),
+    temperature=number(1.0, low=0, high=100), top_p=number(1.0, low=1e-6, high=1),
+    ks=numbers((1, 2, 4, 8, 16, 32, 64, 128, 256), whole=True, low=1, doc="budgets of the pass@k curves"),
+    verdict_k=number(256, whole=True, low=1, doc="budget that verdicts are about; at most n / 2"),
+    margin=number(0.05, low=0, high=1, doc="pass@k difference that counts as no difference"),
+    likelihood_samples=number(8, whole=True, low=0, doc="samples per problem scored under the base"),
+    gain_samples=number(8, whole=True, low=2, doc="thoughts per problem for RLP's information gain"),
+)  # fmt: skip
+PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
+
+
+def section(config) -> Section:
+    """The schema of this configuration: the task and the regimes it names bring their own keys."""
+    arm_sections = {}
+    for name, entry in config.get("arms", {}).items():
+        if "regime" not in entry:
+            raise ConfigError(f"config.arms.{name}.regime: missing; name a file in ceiling/regimes")
+        arm_sections[name] = loop.CONFIG | regimes.load(entry["regime"]).config
+    return Section(
+        name=text("experiment"),
+        seeds=numbers((1, 2, 3), whole=True, low=0, high=2**31 - 1, doc="training seeds; three or more for a verdict"),
+        workers=number(1, whole=True, low=1, high=64, doc="stages run at once, in processes of their own; 1: in this"),
+        mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
+        data=Section(path=text("", doc="your own file, for tasks that read one")),
+        task=tasks.module(config["task"]["name"]).CONFIG,
+        model=MODEL, prior=PRETRAIN, teacher=PRETRAIN,
+        budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
+        train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
+        arms=Section(**arm_sections), eval=EVAL,
+        aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
+        report=Section(
+            every_s=number(90, low=0, doc="seconds between updates of the report while running"),
+            pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
+        ),
+    )  # fmt: skip
+
+
+def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
+    """A complete configuration for a task, ready to be changed."""
+    arms = arms or {}
+    config = section({"task": {"name": task}, "arms": arms}).defaults()
+    config.arms = ordered(arms)
+    for stage in ("prior", "teacher"):
+        config[stage].source = "corpus"
+        config[stage].samples_per_prompt = 1
+    return config
+
+
+def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
+    """One arm's configuration: the loop's and the regime's defaults with overrides."""
+    return (loop.CONFIG | regimes.load(regime).config).defaults(regime=regime, **overrides)
+
+
+def validate(config) -> dict:
+    """The resolved configuration as plain JSON-able values, or ConfigError in one line."""
+    if "task" not in config or "name" not in config["task"]:
+        raise ConfigError("config.task.name: missing; name a task, e.g. lab or qa_file")
+    config = plain(config)
+    section(config).validate(config, "config")
+    for name in config["arms"]:
+        if name in ("base", NULL, "prior", "teacher"):
+            raise ConfigError(f"config.arms.{name}: the name is taken by the run's own stages; rename the arm")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
+    ModelConfig(vocab_size=1, **config["model"])  # its own checks
+    if len(set(config["seeds"])) != len(config["seeds"]):
+        raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
+    n, k = config["eval"]["n"], config["eval"]["verdict_k"]
+    if 2 * k > n:
+        raise ConfigError(
+            f"config.eval.verdict_k={k} needs eval.n >= {2 * k}, got {n}; a verdict at k close to n is one draw"
+        )
+    if max(config["eval"]["ks"]) > n:
+        raise ConfigError(f"config.eval.ks has k={max(config['eval']['ks'])} above eval.n={n}; lower it or raise n")
+    pair = config["report"]["pair"].split()
+    if pair and (len(pair) != 3 or not {*pair[:2]} <= config["arms"].keys()):
+        raise ConfigError(f"config.report.pair={' '.join(pair)!r} must name two arms and a group, or be empty")
+    for name, entry in config["arms"].items():
+        if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
+            raise ConfigError(
+                f"config.arms.{name}.samples_per_prompt={entry['samples_per_prompt']}: group advantages need at least 2"
+            )
+        total = entry["prompts_per_step"] * entry["samples_per_prompt"]
+        for key in ("minibatches", "microbatches"):
+            if total % entry[key]:
+                raise ConfigError(
+                    f"config.arms.{name}.{key}={entry[key]} does not divide "
+                    f"prompts_per_step * samples_per_prompt = {total}"
+                )
+    return config
+
+
+def check_against_task(config: dict, task) -> None:
+    """Refuse what only the loaded task can tell: an hour of pretraining must not end in a message that was
+    due before it. Raises ConfigError or ValueError in one line."""
+    groups = {group.name for group in task.groups}
+    for name, members in config["aggregates"].items():
+        if unknown := sorted(set(members.split()) - groups):
+            raise ConfigError(f"config.aggregates.{name}: no group {unknown[0]!r}; known: {' '.join(sorted(groups))}")
+    for name, entry in config["arms"].items():
+        try:
+            task.training(mix_of(entry, config), entry["pool"])
+            regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+        except ValueError as error:
+            raise ConfigError(f"config.arms.{name}: {error}") from None
+    if math.prod(config["mesh"].values()) > 1:
+        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
+        param_shardings(model, make_mesh(**config["mesh"]))
+
+
+def mix_of(entry: dict, config: dict) -> dict:
+    """An arm's training mix: its own, or everybody's, or the only group of a task without groups."""
+    return entry["mix"] or config["train"]["mix"] or {"all": 1.0}
