@@ -15,7 +15,7 @@ MIX_WITH_X = {**{group: 0.82 * share for group, share in MIX.items()}, "X": 0.18
 def get_config(variant: str = ""):
     config = ceiling.defaults("lab", arms=arms())
     config.name = "lab"
-    config.seeds = (11, 12, 13)
+    config.seeds = (31, 32, 33)
     config.workers = 2
     config.train.mix = MIX
     config.aggregates = {
@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
         tied=False, qkv_bias=True, embed_std=1.0, qk_bias_std=1.0, scan_layers=False,
     )  # fmt: skip
     config.prior.update(steps=2000, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.teacher.update(steps=600, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
+    config.teacher.update(steps=1000, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
     config.budget.flops = 4.5e11
     config.eval.update(n=512, verdict_k=256)
     if variant == "tiny":

@@ -47,7 +47,7 @@ def teacher_recipe(strategy_weight: dict[str, float], depth_weight) -> Recipe:
     """The teacher's curriculum: every letter true, what the prior lacks shown more often."""
     weight = {c: 1.0 for c in lang.COMMON_LETTERS | lang.RARE_LETTERS}
     weight |= {c: 0.25 for c in lang.ALIAS_LETTERS}
-    weight |= {"k": 2.0, "l": 2.0, "q": 4.0}
+    weight |= {"k": 2.0, "l": 2.0, "q": 6.0}
     return Recipe({c: 1.0 for c in lang.TRUTH}, weight, tuple(depth_weight), strategy_weight)
 
 
