@@ -2,7 +2,7 @@
 
 Nothing outside `ceiling/tasks/<name>` knows any task by name: the lab and a user's own file go
 through this interface alone. A task is one module or package `ceiling/tasks/<name>` that exports
-`make(task_config, data_config) -> Task` and `CONFIG`, its config section.
+`make(task_config, data_config, tokenizer) -> Task` and `CONFIG`, its config section.
 """
 
 import dataclasses
@@ -119,9 +119,10 @@ class Task(Protocol):
         """Problems, a forced start of the response and the accuracy that a usable prior must reach."""
 
 
-def load(task_config, data_config) -> Task:
-    """The task that `task_config.name` names, on the user's data if it reads any."""
-    return module(task_config["name"]).make(task_config, data_config)
+def load(task_config, data_config, tokenizer=None) -> Task:
+    """The task that `task_config.name` names, on the user's data if it reads any. tokenizer: a checkpoint's;
+    None where the model is trained from scratch on the task's own."""
+    return module(task_config["name"]).make(task_config, data_config, tokenizer)
 
 
 def module(name: str):
@@ -132,13 +133,15 @@ def module(name: str):
     return importlib.import_module(f"ceiling.tasks.{name}")
 
 
-_NOT_TASKS = ("base", "numeric", "rewards")
+_NOT_TASKS = ("base", "numeric", "rewards", "grading", "pool", "gym_worker")
 
 
 class Verifier:
     """Verdicts with a memory: equal responses to one problem are judged once, every one is counted.
 
-    A verifier that raises is an ERROR verdict, counted; the caller decides when there are too many.
+    A verifier that raises is an ERROR verdict, counted; the caller decides when there are too many. A task
+    whose verdicts cost more than a parse has `verify_many(items) -> verdicts`, which gets a whole batch at once
+    (a process pool with a deadline).
     """
 
     def __init__(self, task: Task):
@@ -146,12 +149,20 @@ class Verifier:
         self._known: dict[tuple[int, str], Verdict] = {}
 
     def __call__(self, problem: Problem, response: str) -> Verdict:
-        key = (problem.id, response)
-        verdict = self._known.get(key)
-        if verdict is None:
-            try:
-                verdict = self.task.verify(problem, response)
-            except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
-                verdict = Verdict(Outcome.ERROR)
-            self._known[key] = verdict
-        return verdict
+        return self.many([(problem, response)])[0]
+
+    def many(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
+        """Verdicts on (problem, response) pairs, in order."""
+        keys = [(problem.id, response) for problem, response in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
+        if hasattr(self.task, "verify_many"):
+            self._known |= zip(new, self.task.verify_many(list(new.values())), strict=True)
+        else:
+            self._known |= {key: self._one(*item) for key, item in new.items()}
+        return [self._known[key] for key in keys]
+
+    def _one(self, problem: Problem, response: str) -> Verdict:
+        try:
+            return self.task.verify(problem, response)
+        except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
+            return Verdict(Outcome.ERROR)

@@ -79,7 +79,7 @@ class QAFile:
         return None
 
 
-def make(config, data) -> QAFile:
+def make(config, data, tokenizer=None) -> QAFile:
     return QAFile(config, data["path"])
 
 

@@ -30,7 +30,7 @@ def test_unknown_task_lists_the_known_ones():
 
 def test_a_task_is_found_by_its_file_alone(tmp_path, monkeypatch):
     (tmp_path / "toy_task_for_test.py").write_text(
-        "CONFIG = None\ndef make(config, data):\n    return 'a task', config, data\n"
+        "CONFIG = None\ndef make(config, data, tokenizer):\n    return 'a task', config, data\n"
     )
     monkeypatch.setattr(base.ceiling.tasks, "__path__", [*base.ceiling.tasks.__path__, str(tmp_path)])
     assert base.load({"name": "toy_task_for_test"}, {"path": "x"}) == (

@@ -107,8 +107,10 @@ def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
     return {name: config[key].get(name, 0.0) for name in names}
 
 
-def make(config, data) -> Lab:
-    """The lab reads no user data; `data` is part of every task's signature."""
+def make(config, data, tokenizer=None) -> Lab:
+    """The lab reads no user data and has an alphabet of its own: a checkpoint's tokenizer is refused."""
+    if tokenizer is not None:
+        raise ConfigError("config.model.path: the lab is trained from scratch on its own alphabet; leave the path empty")
     return Lab(config)
 
 
