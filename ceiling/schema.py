@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
-from ceiling.model.config import ModelConfig
+from ceiling.model.config import CHOICES, PROJECTIONS, ModelConfig
 from ceiling.model.sharding import make_mesh, param_shardings
 from ceiling.regimes import base as regimes
 from ceiling.tasks import base as tasks
@@ -27,7 +27,15 @@ MODEL = Section(
     width=number(64, whole=True, low=1), ffn=number(128, whole=True, low=1), layers=number(2, whole=True, low=1),
     heads=number(4, whole=True, low=1), kv_heads=number(2, whole=True, low=1), head_dim=number(16, whole=True, low=2),
     rope_base=number(10_000.0, low=1), norm_eps=number(1e-6, low=0),
-    tied=flag(True), qk_norm=flag(False), qkv_bias=flag(False),
+    tied=flag(True), norms=text("pre", choices=CHOICES["norms"]), norm_offset=flag(False),
+    qk_norm=text("", choices=CHOICES["qk_norm"]), qkv_bias=flag(False),
+    activation=text("silu", choices=CHOICES["activation"]), embed_scale=flag(False), query_scale=number(0.0, low=0),
+    window=number(0, whole=True, low=0), global_every=number(0, whole=True, low=0),
+    local_rope_base=number(10_000.0, low=1), rope_scaling=text("", choices=CHOICES["rope_scaling"]),
+    rope_factor=number(1.0, low=1e-3), rope_low=number(1.0, low=1e-3), rope_high=number(4.0, low=1e-3),
+    rope_trained_tokens=number(8192, whole=True, low=1), max_positions=number(32_768, whole=True, low=1),
+    lora_rank=number(0, whole=True, low=0, high=4096, doc="0: no adapters, every weight is trained"),
+    lora_alpha=number(16.0, low=0), lora_targets=text(" ".join(PROJECTIONS), doc="adapted projections"),
     embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
     param_dtype=text("float32", choices=("float32", "bfloat16")),
     compute_dtype=text("float32", choices=("float32", "bfloat16")),

@@ -17,7 +17,7 @@ import pytest  # noqa: E402
 
 TINY = dict(vocab_size=13, width=16, ffn=24, layers=2, heads=4, kv_heads=2, head_dim=8, embed_std=0.5)
 # Every field that shapes the mathematics away from its default.
-ODD = dict(TINY, heads=6, kv_heads=2, head_dim=4, rope_base=50.0, norm_eps=1e-2, tied=False, qk_norm=True,
+ODD = dict(TINY, heads=6, kv_heads=2, head_dim=4, rope_base=50.0, norm_eps=1e-2, tied=False, qk_norm="head",
            qkv_bias=True, qk_bias_std=0.5)  # fmt: skip
 
 

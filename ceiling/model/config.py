@@ -20,6 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+PROJECTIONS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+CHOICES = {
+    "norms": ("pre", "post", "both"), "qk_norm": ("", "head", "width"), "activation": ("silu", "gelu"),
+    "rope_scaling": ("", "linear", "llama3"),
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -35,8 +41,25 @@ class ModelConfig:
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True  # the head reuses the embedding matrix
-    qk_norm: bool = False  # RMSNorm over head_dim on queries and keys (Qwen3)
+    norms: str = "pre"  # RMSNorm before each half of a block, after it (OLMo 2), or both (Gemma 3)
+    norm_offset: bool = False  # norms scale by 1 + weight (Gemma 3)
+    qk_norm: str = ""  # RMSNorm on queries and keys, over one "head" (Qwen3) or the whole "width" (OLMo 2)
     qkv_bias: bool = False  # bias on query, key and value projections (Qwen2.5)
+    activation: str = "silu"  # of the gate; "gelu" is the tanh approximation (Gemma 3)
+    embed_scale: bool = False  # embeddings times sqrt(width) (Gemma 3)
+    query_scale: float = 0.0  # factor on queries; 0: head_dim ** -0.5
+    window: int = 0  # a local layer sees this many tokens, its own included; 0: every layer is global
+    global_every: int = 0  # with a window, every so many-th layer is global; 0: none is
+    local_rope_base: float = 10_000.0  # rotary base of local layers
+    rope_scaling: str = ""  # long-context stretch of the frequencies of global layers (model/rope.py)
+    rope_factor: float = 1.0  # frequencies are divided by this; the next three are Llama 3's
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_trained_tokens: int = 8192
+    max_positions: int = 32_768  # context length that an exported config.json promises; limits nothing here
+    lora_rank: int = 0  # rank of the adapters (model/lora.py); 0: none
+    lora_alpha: float = 16.0  # adapters are added times alpha / rank
+    lora_targets: tuple[str, ...] = PROJECTIONS  # adapted projections; also takes names in one string
     embed_std: float = 0.02  # initialiser scales; the lab trains from scratch with other values
     qk_bias_std: float = 0.0
     param_dtype: str = "float32"
@@ -46,6 +69,19 @@ class ModelConfig:
     head_chunk_tokens: int = 8192  # tokens per chunk of the output head; bounds the [C, V] logits
 
     def __post_init__(self):
+        targets = self.lora_targets
+        targets = tuple(targets.split() if isinstance(targets, str) else targets)
+        object.__setattr__(self, "lora_targets", targets)
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                names = " | ".join(repr(name) for name in allowed)
+                raise ValueError(f"model.{field}={getattr(self, field)!r} is not known; use {names}")
+        if self.lora_rank and (not targets or len(set(targets)) < len(targets) or not {*targets} <= {*PROJECTIONS}):
+            raise ValueError(
+                f"model.lora_targets={' '.join(targets)!r} must name projections, each once: {' '.join(PROJECTIONS)}"
+            )
+        if self.rope_scaling == "llama3" and not self.rope_low < self.rope_high:
+            raise ValueError(f"model.rope_low={self.rope_low} must be below model.rope_high={self.rope_high}")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}; "
@@ -74,49 +110,77 @@ class Spec:
 
 def table(config: ModelConfig) -> dict[str, Spec]:
     """Every parameter by path ("layers/wq"), per-layer ones stacked on a leading "layers" axis."""
-    c = config
-    fan_d, fan_f = 1 / math.sqrt(c.width), 1 / math.sqrt(c.ffn)
-    fan_o = 1 / math.sqrt(c.heads * c.head_dim)
-    layer = {
-        "attn_norm": ((c.width,), ("norm",), None),
+    rows = {"embed": Spec((config.vocab_size, config.width), config.param_dtype, ("vocab", "embed"), config.embed_std)}
+    for name, (shape, axes, std) in _block(config).items():
+        rows[f"layers/{name}"] = Spec((config.layers, *shape), config.param_dtype, ("layers", *axes), std)
+    rows["final_norm"] = Spec((config.width,), config.param_dtype, ("norm",), _norm_std(config))
+    if not config.tied:
+        shape = (config.width, config.vocab_size)
+        rows["head"] = Spec(shape, config.param_dtype, ("embed", "vocab"), 1 / math.sqrt(config.width))
+    return rows
+
+
+def _block(c: ModelConfig) -> dict[str, tuple]:
+    """{name: (shape, axes, std)} of one layer."""
+    fan_d, fan_f, fan_o = (1 / math.sqrt(n) for n in (c.width, c.ffn, c.heads * c.head_dim))
+    norm = ((c.width,), ("norm",), _norm_std(c))
+    rows = {
+        "attn_norm": norm,
         "wq": ((c.width, c.heads, c.head_dim), ("embed", "heads", "head_dim"), fan_d),
         "wk": ((c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), fan_d),
         "wv": ((c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), fan_d),
         "wo": ((c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), fan_o),
-        "mlp_norm": ((c.width,), ("norm",), None),
+        "mlp_norm": norm,
         "w_gate": ((c.width, c.ffn), ("embed", "mlp"), fan_d),
         "w_up": ((c.width, c.ffn), ("embed", "mlp"), fan_d),
         "w_down": ((c.ffn, c.width), ("mlp", "embed"), fan_f),
     }
+    if c.norms == "post":
+        del rows["attn_norm"], rows["mlp_norm"]
+    if c.norms != "pre":
+        rows["attn_post_norm"] = rows["mlp_post_norm"] = norm
     if c.qkv_bias:
-        layer["bq"] = ((c.heads, c.head_dim), ("heads", "head_dim"), c.qk_bias_std)
-        layer["bk"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), c.qk_bias_std)
-        layer["bv"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), 0.0)
-    if c.qk_norm:
-        layer["q_norm"] = ((c.head_dim,), ("norm",), None)
-        layer["k_norm"] = ((c.head_dim,), ("norm",), None)
-    rows = {"embed": Spec((c.vocab_size, c.width), c.param_dtype, ("vocab", "embed"), c.embed_std)}
-    for name, (shape, axes, std) in layer.items():
-        rows[f"layers/{name}"] = Spec((c.layers, *shape), c.param_dtype, ("layers", *axes), std)
-    rows["final_norm"] = Spec((c.width,), c.param_dtype, ("norm",), None)
-    if not c.tied:
-        rows["head"] = Spec((c.width, c.vocab_size), c.param_dtype, ("embed", "vocab"), fan_d)
-    return rows
+        rows["bq"] = ((c.heads, c.head_dim), ("heads", "head_dim"), c.qk_bias_std)
+        rows["bk"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), c.qk_bias_std)
+        rows["bv"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), 0.0)
+    if c.qk_norm == "head":
+        rows["q_norm"] = rows["k_norm"] = ((c.head_dim,), ("norm",), _norm_std(c))
+    if c.qk_norm == "width":
+        rows["q_norm"] = ((c.heads, c.head_dim), ("heads", "head_dim"), _norm_std(c))
+        rows["k_norm"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), _norm_std(c))
+    return rows | _adapters(c, rows)
+
+
+def _adapters(c: ModelConfig, rows: dict) -> dict:
+    """Low-rank pairs [inputs, r] and [r, outputs] of the target projections; fresh ones add nothing."""
+    out = {}
+    for name in c.lora_targets if c.lora_rank else ():
+        (shape, axes, std), inputs = rows[name], 2 if name == "wo" else 1  # std is 1 / sqrt(inputs)
+        out[f"{name}_lora_a"] = ((*shape[:inputs], c.lora_rank), (*axes[:inputs], "lora"), std)
+        out[f"{name}_lora_b"] = ((c.lora_rank, *shape[inputs:]), ("lora", *axes[inputs:]), 0.0)
+    return out
+
+
+def _norm_std(config: ModelConfig) -> float | None:
+    """A fresh norm multiplies by one."""
+    return 0.0 if config.norm_offset else None
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
     """Fresh parameters as a nested dict. Each weight's noise depends on its own path only, so
     adding a row to the table does not change the others."""
 
-    def one(path: str, spec: Spec):
-        if spec.std is None:
-            return jnp.ones(spec.shape, spec.dtype)
-        if spec.std == 0.0:
-            return jnp.zeros(spec.shape, spec.dtype)
-        own_key = jax.random.fold_in(key, int.from_bytes(path.encode(), "little") % (2**31 - 1))
-        return (spec.std * jax.random.normal(own_key, spec.shape, jnp.float32)).astype(spec.dtype)
+    return unflatten({path: draw(path, spec, key) for path, spec in table(config).items()})
 
-    return unflatten({path: one(path, spec) for path, spec in table(config).items()})
+
+def draw(path: str, spec: Spec, key: jax.Array) -> jax.Array:
+    """A fresh value of one row of the table."""
+    if spec.std is None:
+        return jnp.ones(spec.shape, spec.dtype)
+    if spec.std == 0.0:
+        return jnp.zeros(spec.shape, spec.dtype)
+    own_key = jax.random.fold_in(key, int.from_bytes(path.encode(), "little") % (2**31 - 1))
+    return (spec.std * jax.random.normal(own_key, spec.shape, jnp.float32)).astype(spec.dtype)
 
 
 def abstract(config: ModelConfig) -> dict:

@@ -22,6 +22,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("head_dim", None),
+    ("lora", None),
     ("layers", None),
     ("norm", None),
 )

@@ -1,8 +1,9 @@
 """The one model definition: what is trained, sampled, scored, distilled from and averaged.
 
-Pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. Every caller goes
-through `run_blocks`; callers differ only in the `attend` function they hand in (a masked square for
-training and scoring, a cache for decoding), so the two cannot drift apart.
+Decoder of RMSNorm, rotary positions, grouped-query attention and a gated feed-forward; ModelConfig says
+what varies between families (ceiling/model/families.py). Every caller goes through `run_blocks`; callers
+differ only in the `attend` function they hand in (a masked square for training and scoring, a cache for
+decoding), so the two cannot drift apart.
 
 Shapes: see ceiling/model/config.py for the letters.
 
@@ -14,8 +15,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ceiling.model.config import ModelConfig
+from ceiling.model.rope import frequencies, rotary
 
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
 
@@ -34,21 +37,24 @@ def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_B
     """Final normalised activations [B, T, D] in the compute dtype."""
     T = tokens_BT.shape[1]
     index_T = jnp.arange(T)
-    mask_BTT = (index_T[:, None] >= index_T[None, :])[None]
+    distance_BTT = (index_T[:, None] - index_T[None, :])[None]
+    mask_BTT = distance_BTT >= 0
     if segments_BT is not None:
         mask_BTT = mask_BTT & (segments_BT[:, :, None] == segments_BT[:, None, :])
     if positions_BT is None:
         positions_BT = _positions(tokens_BT, segments_BT)
 
-    def attend(layer, q_BTNH, k_BTKH, v_BTKH, state):
-        return dense_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT), state
+    def attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state):
+        return dense_attention(q_BTNH, k_BTKH, v_BTKH, within_window(config, local, mask_BTT, distance_BTT)), state
 
     x_BTD, _ = run_blocks(params, config, embed(params, config, tokens_BT), positions_BT, attend, None)
     return x_BTD
 
 
 def embed(params, config: ModelConfig, tokens):
-    return params["embed"].astype(config.compute_dtype)[tokens]
+    x = params["embed"].astype(config.compute_dtype)[tokens]
+    # The factor is rounded to the compute dtype, as the published models were trained.
+    return x * jnp.asarray(config.width**0.5, x.dtype) if config.embed_scale else x
 
 
 def unembed(params, config: ModelConfig, x):
@@ -58,73 +64,107 @@ def unembed(params, config: ModelConfig, x):
 
 
 def project(x, w, **kwargs):
-    """x [..., D] times w [D, ...] as one matrix product over flattened tokens: with the batch axes kept
-    apart, the weight gradient contracts two axes and leaves XLA's fast path (2.5x slower on CPU)."""
-    out = jnp.dot(x.reshape(-1, w.shape[0]), w.reshape(w.shape[0], -1), **kwargs)
-    return out.reshape(*x.shape[:-1], *w.shape[1:])
+    """x [..., D] times w [D, ...], or x [..., N*H] times w [N, H, ...], as one matrix product over flattened
+    tokens: with the batch axes kept apart, the weight gradient contracts two axes and leaves XLA's fast
+    path (2.5x slower on CPU)."""
+    inputs = x.shape[-1]
+    out = jnp.dot(x.reshape(-1, inputs), w.reshape(inputs, -1), **kwargs)
+    return out.reshape(*x.shape[:-1], *w.shape[1 if w.shape[0] == inputs else 2 :])
 
 
 def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callable, state):
-    """All blocks and the final norm. `attend(layer, q_BTNH, k_BTKH, v_BTKH, state)` returns
-    (out_BTNH, state); `state` (a cache, or None) is carried, never stacked: scanning a cache as
-    xs -> ys copies it once more per step."""
+    """All blocks and the final norm. `attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state)` returns
+    (out_BTNH, state), `local` being what `within_window` takes; queries arrive scaled. `state` (a cache, or
+    None) is carried, never stacked: scanning a cache as xs -> ys copies it once more per step."""
 
     def block(carry, layer_and_weights):
         x_BTD, state = carry
-        layer, p = layer_and_weights
+        layer, local, p = layer_and_weights
         p = jax.tree.map(lambda w: w.astype(config.compute_dtype), p)
-        h_BTD = rms_norm(x_BTD, p["attn_norm"], config.norm_eps)
-        q, k, v = (project(h_BTD, p[w]) for w in ("wq", "wk", "wv"))
-        if config.qkv_bias:
-            q, k, v = q + p["bq"], k + p["bk"], v + p["bv"]
-        if config.qk_norm:
-            q = rms_norm(q, p["q_norm"], config.norm_eps)
-            k = rms_norm(k, p["k_norm"], config.norm_eps)
-        q, k = rotary(q, positions_BT, config.rope_base), rotary(k, positions_BT, config.rope_base)
-        out_BTNH, state = attend(layer, q, k, v, state)
-        out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
-        x_BTD = x_BTD + project(out_BTE, p["wo"].reshape(-1, config.width))
-        h_BTD = rms_norm(x_BTD, p["mlp_norm"], config.norm_eps)
-        h_BTF = jax.nn.silu(project(h_BTD, p["w_gate"])) * project(h_BTD, p["w_up"])
-        return (x_BTD + project(h_BTF, p["w_down"]), state), None
+        q, k, v = queries_keys_values(p, config, _normed(p, "attn_norm", config, x_BTD), positions_BT, local)
+        out_BTNH, state = attend(layer, local, q, k, v, state)
+        out_BTD = linear(p, config, "wo", out_BTNH.reshape(*out_BTNH.shape[:2], -1))
+        x_BTD = x_BTD + _normed(p, "attn_post_norm", config, out_BTD)
+        out_BTD = feed_forward(p, config, _normed(p, "mlp_norm", config, x_BTD))
+        return (x_BTD + _normed(p, "mlp_post_norm", config, out_BTD), state), None
 
     if config.remat:
         block = jax.checkpoint(block)
+    local_L = local_layers(config)
     if config.scan_layers:
-        xs = (jnp.arange(config.layers), params["layers"])
+        xs = (jnp.arange(config.layers), None if local_L is None else jnp.asarray(local_L), params["layers"])
         (x_BTD, state), _ = jax.lax.scan(block, (x_BTD, state), xs)
     else:
         for layer in range(config.layers):
             weights = jax.tree.map(lambda w: w[layer], params["layers"])  # noqa: B023
-            (x_BTD, state), _ = block((x_BTD, state), (layer, weights))
-    return rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config.norm_eps), state
+            local = None if local_L is None else local_L[layer]
+            (x_BTD, state), _ = block((x_BTD, state), (layer, local, weights))
+    return rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config), state
 
 
-def rms_norm(x, scale, eps: float):
+def queries_keys_values(p, config: ModelConfig, h_BTD, positions_BT, local):
+    """(q_BTNH, k_BTKH, v_BTKH) of one layer with positions turned in and queries scaled."""
+    q, k, v = (linear(p, config, w, h_BTD) for w in ("wq", "wk", "wv"))
+    if config.qkv_bias:
+        q, k, v = q + p["bq"], k + p["bk"], v + p["bv"]
+    q, k = _normed(p, "q_norm", config, q), _normed(p, "k_norm", config, k)
+    frequency_h = frequencies(config, local)
+    q, k = rotary(q, positions_BT, frequency_h), rotary(k, positions_BT, frequency_h)
+    return q * (config.query_scale or config.head_dim**-0.5), k, v
+
+
+def feed_forward(p, config: ModelConfig, h_BTD):
+    gate_BTF = linear(p, config, "w_gate", h_BTD)
+    act_BTF = jax.nn.silu(gate_BTF) if config.activation == "silu" else jax.nn.gelu(gate_BTF, approximate=True)
+    return linear(p, config, "w_down", act_BTF * linear(p, config, "w_up", h_BTD))
+
+
+def linear(p, config: ModelConfig, name: str, x):
+    """Projection `name` of one layer, with its low-rank adapter where the config has one."""
+    y = project(x, p[name])
+    if config.lora_rank and name in config.lora_targets:
+        low = project(project(x, p[f"{name}_lora_a"]), p[f"{name}_lora_b"])
+        y = y + low * (config.lora_alpha / config.lora_rank)
+    return y
+
+
+def local_layers(config: ModelConfig) -> np.ndarray | None:
+    """bool[L], True where a layer sees only its window; None without windows."""
+    if not config.window:
+        return None
+    number_L = np.arange(1, config.layers + 1)
+    return np.ones(config.layers, bool) if not config.global_every else number_L % config.global_every != 0
+
+
+def within_window(config: ModelConfig, local, mask, distance):
+    """`mask` without the keys that a local layer does not see; distance is query index - key index."""
+    return mask if local is None else mask & ((distance < config.window) | ~local)
+
+
+def _normed(p, name: str, config: ModelConfig, x):
+    """x through norm `name`, where the table has one."""
+    return rms_norm(x, p[name], config) if name in p else x
+
+
+def rms_norm(x, scale, config: ModelConfig):
+    """RMSNorm over as many trailing axes as `scale` has."""
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    axes = tuple(range(-scale.ndim, 0))
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + config.norm_eps)
+    if config.norm_offset:
+        return (x32 * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return x32.astype(x.dtype) * scale
-
-
-def rotary(x_BTNH, positions_BT, base: float):
-    """Rotary embedding in the half-split convention (first half of H paired with the second)."""
-    half = x_BTNH.shape[-1] // 2
-    frequency_h = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def dense_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     """Grouped-query attention by plain matrix products; the reference for any other kernel.
 
-    mask_BTS is boolean, True where a query may look. Softmax in float32. The G query heads of a
-    key/value head are laid out as G*T rows of one product, M below."""
+    Queries come scaled. mask_BTS is boolean, True where a query may look. Softmax in float32. The G query
+    heads of a key/value head are laid out as G*T rows of one product, M below."""
     B, T, N, H = q_BTNH.shape
     K, S = k_BSKH.shape[2], k_BSKH.shape[1]
     G = N // K
-    q_BKMH = (q_BTNH.reshape(B, T, K, G, H) * H**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    q_BKMH = (q_BTNH.reshape(B, T, K, G, H)).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     score_BKMS = jnp.einsum("bkmh,bskh->bkms", q_BKMH, k_BSKH, preferred_element_type=jnp.float32)
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKMS.reshape(B, K, G, T, S), NEG_INF)
     weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype).reshape(B, K, G * T, S)

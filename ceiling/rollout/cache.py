@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
-from ceiling.model.transformer import dense_attention, embed, run_blocks, unembed
+from ceiling.model.transformer import dense_attention, embed, run_blocks, unembed, within_window
 
 
 @flax.struct.dataclass
@@ -28,11 +28,11 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     prompt's last token). Only those last logits are computed."""
     B, P = tokens_BP.shape
     index_P = jnp.arange(P)
-    mask_BPP = jnp.broadcast_to(index_P[:, None] >= index_P[None, :], (B, P, P))
+    distance_BPP = jnp.broadcast_to(index_P[:, None] - index_P[None, :], (B, P, P))
 
-    def attend(layer, q, k, v, cache):
+    def attend(layer, local, q, k, v, cache):
         cache = Cache(cache.k_LBKSH.at[layer].set(_swap(k)), cache.v_LBKSH.at[layer].set(_swap(v)))
-        return dense_attention(q, k, v, mask_BPP), cache
+        return dense_attention(q, k, v, within_window(config, local, distance_BPP >= 0, distance_BPP)), cache
 
     positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
@@ -44,13 +44,14 @@ def decode(params, config: ModelConfig, cache: Cache, token_B, position_B):
     """Write one token per row at its own position and return (logits f32[B, V], cache)."""
     rows_B = jnp.arange(token_B.shape[0])
     capacity = cache.k_LBKSH.shape[3]
-    mask_B1S = (jnp.arange(capacity)[None] <= position_B[:, None])[:, None]
+    distance_B1S = (position_B[:, None] - jnp.arange(capacity)[None])[:, None]
 
-    def attend(layer, q, k, v, cache):
+    def attend(layer, local, q, k, v, cache):
         cache = Cache(
             cache.k_LBKSH.at[layer, rows_B, :, position_B].set(k[:, 0]),
             cache.v_LBKSH.at[layer, rows_B, :, position_B].set(v[:, 0]),
         )
+        mask_B1S = within_window(config, local, distance_B1S >= 0, distance_B1S)
         return dense_attention(q, _swap(cache.k_LBKSH[layer]), _swap(cache.v_LBKSH[layer]), mask_B1S), cache
 
     x_B1D = embed(params, config, token_B[:, None])

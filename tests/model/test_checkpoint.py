@@ -65,7 +65,7 @@ def test_saved_from_eight_devices_loads_on_one(saved, tmp_path):
         (dict(ffn=32), r"w_\w+ is .*24.* on disk, the config wants .*32"),
         (dict(layers=3), r"layers/\w+ is \(\(2, .* on disk, the config wants \(\(3, "),
         (dict(tied=True), r"which weights exist: head"),
-        (dict(qk_norm=False), r"which weights exist: layers/k_norm, layers/q_norm"),
+        (dict(qk_norm=""), r"which weights exist: layers/k_norm, layers/q_norm"),
     ],
     ids=str,
 )

@@ -17,14 +17,14 @@ BASE = ModelConfig(vocab_size=12, width=16, ffn=24, layers=2, heads=4, kv_heads=
                    qkv_bias=True, qk_bias_std=0.3)  # fmt: skip
 CONFIGS = [
     BASE,
-    dataclasses.replace(BASE, tied=False, qk_norm=True),
+    dataclasses.replace(BASE, tied=False, qk_norm="head"),
     dataclasses.replace(BASE, qkv_bias=False, kv_heads=4, layers=1, param_dtype="bfloat16"),
 ]
 # Another value for every field, and what it must change. A new field without a line here fails.
 VARIANTS = {
     "vocab_size": (17, "shapes"), "width": (24, "shapes"), "ffn": (32, "shapes"), "layers": (3, "shapes"),
     "heads": (6, "shapes"), "kv_heads": (4, "shapes"), "head_dim": (4, "shapes"),
-    "tied": (False, "shapes"), "qk_norm": (True, "shapes"), "qkv_bias": (False, "shapes"),
+    "tied": (False, "shapes"), "qk_norm": ("head", "shapes"), "qkv_bias": (False, "shapes"),
     "rope_base": (100.0, "logits"), "norm_eps": (1e-2, "logits"), "compute_dtype": ("bfloat16", "logits"),
     "embed_std": (0.1, "init"), "qk_bias_std": (0.7, "init"), "param_dtype": ("bfloat16", "init"),
     "scan_layers": (False, "program"), "remat": (True, "program"), "head_chunk_tokens": (3, "program"),
@@ -62,7 +62,7 @@ def test_table_uses_only_axis_names_that_have_a_rule():
 
 
 def test_init_follows_the_std_of_each_row():
-    config = dataclasses.replace(BASE, qk_norm=True, tied=False)
+    config = dataclasses.replace(BASE, qk_norm="head", tied=False)
     params = flat(init(config, jax.random.key(3)))
     for path, spec in table(config).items():
         value = np.asarray(params[path], np.float64)
@@ -79,7 +79,7 @@ def test_init_follows_the_std_of_each_row():
 def test_init_noise_belongs_to_the_path_alone():
     key = jax.random.key(0)
     few = flat(init(dataclasses.replace(BASE, qkv_bias=False), key))
-    many = flat(init(dataclasses.replace(BASE, tied=False, qk_norm=True), key))
+    many = flat(init(dataclasses.replace(BASE, tied=False, qk_norm="head"), key))
     for path, value in few.items():
         np.testing.assert_array_equal(value, many[path], err_msg=path)
     same_shape = [np.asarray(many[f"layers/{n}"]) for n in ("w_gate", "w_up")]

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling import model
-from ceiling.model.transformer import rotary
+from ceiling.model.rope import rotary
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)
-SHAPES = [dict(), dict(odd=True), dict(kv_heads=4), dict(kv_heads=1, qk_norm=True), dict(qkv_bias=True, tied=False)]
+SHAPES = [dict(), dict(odd=True), dict(kv_heads=4), dict(kv_heads=1, qk_norm="head"), dict(qkv_bias=True, tied=False)]
 
 
 def some_tokens(shape, seed=0, vocab=13):
@@ -140,7 +140,7 @@ def test_positions_matter_but_only_relative_to_each_other(make_model):
 
 def test_rotary_keeps_lengths_and_does_nothing_at_position_zero():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 8)), jnp.float32)
-    turned = rotary(x, jnp.arange(6)[None], 100.0)
+    turned = rotary(x, jnp.arange(6)[None], 100.0 ** (-jnp.arange(4) / 4))
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
 
