@@ -2,9 +2,9 @@
 
 Conventions (methods as in Kaplan et al., 2020, with exact attention terms): one multiply-add is 2 FLOPs;
 the embedding lookup is free, the output head counts once whether tied or not; a causal token at
-context length t pays 4 * N * H * t per layer for scores and values, so a sequence of T tokens pays
-2 * L * N * H * T * (T + 1). Backward costs twice the forward. XLA's own counter is the check, not the
-source: it counts the body of a scan once.
+context length t pays 4 * N * H * t per layer for scores and values (t at most the window in a local
+layer), so a sequence of T tokens pays 2 * L * N * H * T * (T + 1) without windows. Backward costs twice the
+forward. XLA's own counter is the check, not the source: it counts the body of a scan once.
 
 Every entry is charged to a phase and a model; student-side work is what the comparison matches on.
 """
@@ -23,22 +23,60 @@ def forward_flops(config, lengths, *, causal: bool = True, head_tokens=None) -> 
     """FLOPs of one forward pass over independent sequences of the given lengths.
 
     config: ModelConfig. lengths: int or array of token counts. causal=False prices a kernel that
-    executes the full square (T^2 where the causal form has T(T+1)/2, times two). head_tokens: number
-    of tokens per sequence that the output head runs on (default: all of them).
+    executes the full square in every layer, windows or not. head_tokens: number of tokens per sequence
+    that the output head runs on (default: all of them).
     """
+    linear, adapters, attention, head = _products(config, lengths, causal=causal, head_tokens=head_tokens)
+    return linear + adapters + attention + head
+
+
+def train_flops(config, lengths, *, causal: bool = True) -> float:
+    """FLOPs of forward and backward: three forwards where every weight is trained. With adapters the frozen
+    matrices have activation gradients only (one more forward); adapters and attention, whose factors
+    are all differentiated, still cost three. Every layer is priced alike, as a scan executes them."""
+    linear, adapters, attention, head = _products(config, lengths, causal=causal, head_tokens=None)
+    if not config.lora_rank:
+        return TRAIN_FACTOR * (linear + attention + head)
+    return 2.0 * (linear + head) + TRAIN_FACTOR * (adapters + attention)
+
+
+def _products(config, lengths, *, causal, head_tokens) -> tuple[float, float, float, float]:
+    """Forward FLOPs of the blocks' matrices, their adapters, attention, and the output head."""
     T = np.asarray(lengths, np.float64)
     head_T = T if head_tokens is None else np.broadcast_to(np.asarray(head_tokens, np.float64), T.shape)
-    linear = 2.0 * layer_matmul_parameters(config) * config.layers * T
-    head = 2.0 * config.vocab_size * config.width * head_T
-    pairs = T * (T + 1) / 2 if causal else T * T
-    attention = 4.0 * config.layers * config.heads * config.head_dim * pairs
-    return float(np.sum(linear + head + attention))
+    full = T * (T + 1) / 2
+    W = np.minimum(T, config.window)
+    near = W * (W + 1) / 2 + (T - W) * W  # sum over tokens of min(t, window)
+    local = 0
+    if config.window:
+        local = config.layers - (config.layers // config.global_every if config.global_every else 0)
+    pairs = (config.layers - local) * full + local * near if causal else config.layers * T * T
+    parts = (
+        2.0 * layer_matmul_parameters(config) * config.layers * T,
+        2.0 * layer_adapter_parameters(config) * config.layers * T,
+        4.0 * config.heads * config.head_dim * pairs,
+        2.0 * config.vocab_size * config.width * head_T,
+    )
+    return tuple(float(np.sum(part)) for part in parts)
 
 
 def layer_matmul_parameters(config) -> int:
-    """Weights of one block that take part in matrix products."""
-    attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
-    return attention + 3 * config.width * config.ffn
+    """Weights of one block that take part in matrix products, adapters aside."""
+    return sum(inputs * outputs for inputs, outputs in _projections(config).values())
+
+
+def layer_adapter_parameters(config) -> int:
+    """Weights of the low-rank adapters of one block."""
+    if not config.lora_rank:
+        return 0
+    sizes = _projections(config)
+    return config.lora_rank * sum(sum(sizes[name]) for name in config.lora_targets)
+
+
+def _projections(config) -> dict[str, tuple[int, int]]:
+    """{projection of a block: (inputs, outputs)}."""
+    D, F, Q, K = config.width, config.ffn, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return {"wq": (D, Q), "wk": (D, K), "wv": (D, K), "wo": (Q, D), "w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}
 
 
 def sampling_flops(config, prompt_lengths, lengths_Nn) -> float:
