@@ -11,11 +11,11 @@ import ceiling
 
 
 def get_config(variant: str = ""):
-    config = ceiling.defaults("qa_file", arms=arms())
+    config = ceiling.defaults("questions", arms=arms())
     config.name = "qa_file"
     config.seeds = (1, 2, 3)
     config.workers = 2
-    config.task.update(evaluation_problems=32, max_prompt_characters=240, max_response_tokens=192)
+    config.task.update(evaluation_problems=32, max_prompt_tokens=248, max_response_tokens=192)
     config.model.update(
         width=96, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=24, tied=True, embed_std=0.1, scan_layers=False
     )
@@ -45,7 +45,7 @@ def shrink(config) -> None:
     """Small enough for a test: every stage runs, nothing is learned."""
     config.seeds = (1,)
     config.workers = 1
-    config.task.update(evaluation_problems=4, max_prompt_characters=120, max_response_tokens=96)
+    config.task.update(evaluation_problems=4, max_prompt_tokens=128, max_response_tokens=96)
     config.model.update(width=16, ffn=32, layers=1, heads=2, kv_heads=1, head_dim=8)
     config.prior.update(steps=2, prompts_per_step=4, microbatches=1)
     config.teacher.update(steps=2, prompts_per_step=4, microbatches=1)

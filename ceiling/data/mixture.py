@@ -14,9 +14,9 @@ def apportion(mix: dict[str, float], size: int) -> dict[str, int]:
 
 def pool(groups: dict[str, list], mix: dict[str, float], size: int) -> list:
     """Up to `size` items from `groups` (name -> items in their order), in the proportions of `mix`: as many as the
-    scarcest group allows, because proportions count for more than the size. A mix of nothing but "all", where no
-    group has that name, takes every group by its share of the items. Raises ValueError for an unknown group."""
-    if set(mix) == {"all"} and "all" not in groups:
+    scarcest group allows, because proportions count for more than the size. An empty mix, or one of nothing but "all"
+    where no group has that name, takes every group by its share of the items. Raises ValueError for an unknown group."""
+    if not mix or set(mix) == {"all"} and "all" not in groups:
         mix = {name: len(items) for name, items in groups.items()}
     for name in mix:
         if mix[name] > 0 and not groups.get(name):

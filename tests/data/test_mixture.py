@@ -26,7 +26,7 @@ def test_pools():
     assert len(pool(GROUPS, {"a": 0.5, "b": 0.5}, 1000)) == 20, "the scarcest group decides, not the size"
     assert pool(GROUPS, {"a": 0.3, "b": 0.1}, 1000) == [*GROUPS["a"], *GROUPS["b"]]
     assert pool(GROUPS, {"a": 2.0, "b": 0.0, "z": 0.0}, 3) == GROUPS["a"][:3]
-    assert pool(GROUPS, {"all": 1.0}, 1000) == [*GROUPS["a"], *GROUPS["b"]]
+    assert pool(GROUPS, {"all": 1.0}, 1000) == pool(GROUPS, {}, 1000) == [*GROUPS["a"], *GROUPS["b"]]
     assert len(pool(GROUPS, {"all": 1.0}, 8)) == 8
     assert pool({"all": [1, 2, 3]}, {"all": 1.0}, 2) == [1, 2]
     for name in ("z", "c"):

@@ -1,4 +1,5 @@
-"""A user's question-answer file: reading, splits, verdicts (D1, D3, V5, V7, X-9)."""
+"""Questions of a user's own: GSM8K's format with the byte tokenizer (D1, D3, V5, V7, X-9). Other formats, graders and
+tokenizers are in `test_questions_formats.py`."""
 
 import json
 import time
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling.config import ConfigError
-from ceiling.tasks import qa_file, rewards
+from ceiling.tasks import questions, rewards
 from ceiling.tasks.base import Outcome, load
 
 EOS = "\x03"
@@ -28,8 +29,8 @@ def write(tmp_path, lines, name="data.jsonl"):
 
 
 def make(path, **overrides):
-    config = qa_file.CONFIG.defaults(**{"evaluation_problems": 4, **overrides})
-    return qa_file.make(config, {"path": path})
+    config = questions.CONFIG.defaults(**{"evaluation_problems": 4, **overrides})
+    return questions.make(config, {"path": path})
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_reads_gsm8k_format(task):
         assert problem.prompt.startswith("Q: Ann has") and problem.prompt.endswith("How many?\nA: ")
         n = int(problem.prompt.split()[3])
         assert problem.answer == str(2 * n)  # 2,000 -> 2000: one spelling per number
-        assert problem.meta == f"{n} + {n} = <<{n}+{n}={2 * n}>>{2 * n}"
+        assert problem.meta.solution == f"{n} + {n} = <<{n}+{n}={2 * n}>>{2 * n}"
 
 
 def test_v7_every_gold_demonstration_verifies_right(task):
@@ -97,7 +98,7 @@ def test_d3_duplicate_questions_are_kept_once_and_cannot_sit_in_both_splits(tmp_
 
 def test_d3_rows_longer_than_the_context_are_left_out_and_counted(tmp_path):
     lines = [row(i) for i in range(10)]
-    lines += [row(50, question="x" * 401), row(51, "y" * 300 + "\n#### 1"), row(52, "é" * 130 + "\n#### 1")]
+    lines += [row(50, question="x" * 402), row(51, "y" * 300 + "\n#### 1"), row(52, "é" * 130 + "\n#### 1")]
     task = make(write(tmp_path, lines))  # the last is 130 characters but 260 bytes: too long as well
     assert task.left_out == 3
     problems = task.evaluation() + task.training({}, 1000)
@@ -143,7 +144,8 @@ BAD_ROWS = {
     "null": "null", "text": '"q"',
     "question is a number": '{"question": 5, "answer": "#### 1"}',
     "question is null": '{"question": null, "answer": "#### 1"}',
-    "answer is a number": '{"question": "q", "answer": 1}',
+    "answer is true": '{"question": "q", "answer": true}', "answer is null": '{"question": "q", "answer": null}',
+    "answer is not finite": '{"question": "q", "answer": NaN}', "question is blank": '{"question": " ", "answer": 1}',
     "answer is a list": '{"question": "q", "answer": ["#### 1"]}',
     "deep nesting": "[" * 100_000, "huge number": '{"question": "q", "answer": ' + "1" * 5000 + "}",
     "lone surrogate": '{"question": "q\\ud800", "answer": "#### 1"}',
@@ -164,7 +166,7 @@ def test_d3_a_bad_row_is_refused_naming_file_and_line(tmp_path, line):
         "#### many",
         "####",
         "no mark at all",
-        "#### 3 apples",
+        "#### 3 and 4",
         "#### nan",
         "#### 1/0",
         "#### ",
@@ -176,11 +178,8 @@ def test_d3_a_bad_row_is_refused_naming_file_and_line(tmp_path, line):
 )
 def test_x9_gold_that_is_no_number_is_refused_naming_file_and_line(tmp_path, answer):
     path = write(tmp_path, [row(1), row(2, answer)])
-    if answer == "no mark at all":
-        assert f"{path}:2" in _refused(path) and "not a number" in _refused(path)
-    else:
-        message = _refused(path)
-        assert f"{path}:2" in message and "not a number" in message and "fix or drop" in message
+    message = _refused(path)
+    assert f"{path}:2: gold answer {answer.rpartition('####')[2].strip()!r}" in message and "fix" in message
 
 
 def test_d3_files_that_cannot_be_used(tmp_path):
@@ -207,8 +206,8 @@ def test_d3_too_few_rows_says_how_many_and_what_to_do(tmp_path):
 
 
 def test_loaded_by_name(tmp_path):
-    config = qa_file.CONFIG.defaults(evaluation_problems=2)
-    assert load(config, {"path": write(tmp_path, [row(i) for i in range(5)])}).name == "qa_file"
+    config = questions.CONFIG.defaults(evaluation_problems=2)
+    assert load(config, {"path": write(tmp_path, [row(i) for i in range(5)])}).name == "questions"
 
 
 # ---- verdicts
@@ -220,10 +219,11 @@ def half(tmp_path):
     return task, task.evaluation()[0]
 
 
-RIGHT = ["0.5", ".5", "1/2", "2/4", "0.50", "0.500000", "$0.5", "+.5", " 0.5 ", "0.5.", "5/10", "\n0.5\n", "00.5"]
-WRONG = ["1", "-0.5", "0.49999999999999999999999999999999", "50%", "5", "0", "2/1", "0.5/2"]
+RIGHT = ["0.5", ".5", "1/2", "2/4", "0.50", "0.500000", "$0.5", "+.5", " 0.5 ", "0.5.", "5/10", "\n0.5\n", "00.5",
+         "0.5 pens", "(0.5)", "50%"]  # units, brackets and percents as `grading` says
+WRONG = ["1", "-0.5", "0.49999999999999999999999999999999", "5%", "5", "0", "2/1", "0.5/2"]
 NONE = [
-    "", "half", "0.5 pens", "1 2 3", "not 0.5", "0.5 or 1", "0,5", r"\boxed{0.5}", "(0.5)", "0.5\nSo it is.",
+    "", "half", "1 2 3", "not 0.5", "0.5 or 1", "0,5", r"\boxed{0.5}", "0.5\nSo it is.",
     "nan", "inf",
     "9**9**9", "1e-1", "٠.٥", "__import__('os')", "0.5" + "0" * 64, "0" * 10**6, "1/" + "9" * 10**6, "\x00",
     "\u202e5.0",
