@@ -11,23 +11,40 @@ import pytest
 from flax import traverse_util
 
 from ceiling.model import ModelConfig, abstract, forward, init, make_mesh, parameter_count, table, token_logprobs
+from ceiling.model.families import to_hf
 from ceiling.model.sharding import RULES, param_shardings
 
 BASE = ModelConfig(vocab_size=12, width=16, ffn=24, layers=2, heads=4, kv_heads=2, head_dim=8, embed_std=0.5,
                    qkv_bias=True, qk_bias_std=0.3)  # fmt: skip
+FAMILY_LIKE = dict(norms="both", norm_offset=True, qk_norm="head", activation="gelu", embed_scale=True,
+                   query_scale=0.2, window=3, global_every=2, local_rope_base=30.0)  # fmt: skip
 CONFIGS = [
     BASE,
+    dataclasses.replace(BASE, qk_norm="width", norms="post", lora_rank=3),
+    dataclasses.replace(BASE, **FAMILY_LIKE),
     dataclasses.replace(BASE, tied=False, qk_norm="head"),
     dataclasses.replace(BASE, qkv_bias=False, kv_heads=4, layers=1, param_dtype="bfloat16"),
 ]
 # Another value for every field, and what it must change. A new field without a line here fails.
+# Some fields matter only beside others: the third entry.
+LLAMA3 = dict(rope_scaling="llama3", rope_factor=4.0, rope_trained_tokens=8)
+LOCAL = dict(window=3, global_every=2)
+LORA = dict(lora_rank=4)
 VARIANTS = {
     "vocab_size": (17, "shapes"), "width": (24, "shapes"), "ffn": (32, "shapes"), "layers": (3, "shapes"),
     "heads": (6, "shapes"), "kv_heads": (4, "shapes"), "head_dim": (4, "shapes"),
     "tied": (False, "shapes"), "qk_norm": ("head", "shapes"), "qkv_bias": (False, "shapes"),
+    "norms": ("both", "shapes"), "lora_rank": (2, "shapes"), "lora_targets": (("wq", "wo"), "shapes", LORA),
     "rope_base": (100.0, "logits"), "norm_eps": (1e-2, "logits"), "compute_dtype": ("bfloat16", "logits"),
+    "norm_offset": (True, "logits"), "activation": ("gelu", "logits"), "embed_scale": (True, "logits"),
+    "query_scale": (0.1, "logits"), "window": (3, "logits"), "global_every": (2, "logits", dict(window=3)),
+    "local_rope_base": (30.0, "logits", LOCAL), "rope_scaling": ("linear", "logits", dict(rope_factor=4.0)),
+    "rope_factor": (2.0, "logits", dict(rope_scaling="linear")), "rope_low": (0.1, "logits", LLAMA3),
+    "rope_high": (1.5, "logits", LLAMA3), "rope_trained_tokens": (64, "logits", LLAMA3),
+    "lora_alpha": (2.0, "logits", LORA),
     "embed_std": (0.1, "init"), "qk_bias_std": (0.7, "init"), "param_dtype": ("bfloat16", "init"),
     "scan_layers": (False, "program"), "remat": (True, "program"), "head_chunk_tokens": (3, "program"),
+    "max_positions": (99, "export", dict(qkv_bias=False)),
 }  # fmt: skip
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 12, (2, 9)), jnp.int32)
 
@@ -96,6 +113,15 @@ def test_config_is_hashable_and_its_errors_name_the_field():
         dataclasses.replace(BASE, kv_heads=3)
     with pytest.raises(ValueError, match=r"model\.head_dim=7"):
         dataclasses.replace(BASE, head_dim=7)
+    with pytest.raises(ValueError, match=r"model\.norms='sandwich' is not known; use 'pre' \| 'post' \| 'both'"):
+        dataclasses.replace(BASE, norms="sandwich")
+    with pytest.raises(ValueError, match=r"model\.rope_low=4.* must be below model\.rope_high=4"):
+        dataclasses.replace(BASE, rope_scaling="llama3", rope_low=4.0, rope_high=4.0)
+    for targets in ("", "wq wq", "wq bq"):
+        with pytest.raises(ValueError, match=rf"model\.lora_targets='{targets}' must name projections, each once"):
+            dataclasses.replace(BASE, lora_rank=2, lora_targets=targets)
+    assert dataclasses.replace(BASE, lora_targets="wq wv").lora_targets == ("wq", "wv")
+    assert hash(dataclasses.replace(BASE, lora_targets=["wq"])) == hash(dataclasses.replace(BASE, lora_targets="wq"))
     assert dataclasses.replace(BASE, heads=6).groups == 3
 
 
@@ -116,34 +142,45 @@ def _program(config, params):
     return jax.jit(jax.grad(loss)).lower(params).as_text()
 
 
+def awake(params):
+    """Fresh adapters add nothing; give them something to add."""
+    return traverse_util.path_aware_map(lambda path, x: x + 0.1 if path[-1].endswith("_lora_b") else x, params)
+
+
 @pytest.mark.parametrize("field", VARIANTS)
 def test_every_config_field_changes_something(field):
-    value, what = VARIANTS[field]
-    assert value != getattr(BASE, field)
-    other = dataclasses.replace(BASE, **{field: value})
+    value, what, beside = (*VARIANTS[field], {})[:3]
+    base = dataclasses.replace(BASE, **beside)
+    assert value != getattr(base, field)
+    other = dataclasses.replace(base, **{field: value})
     if what == "shapes":
-        assert _shapes(BASE) != _shapes(other)
+        assert _shapes(base) != _shapes(other)
         logits = jax.eval_shape(lambda p: forward(p, other, TOKENS), abstract(other))
         assert logits.shape == (*TOKENS.shape, other.vocab_size)
         return  # that every weight of the table is used: test_every_weight_matters
-    assert _shapes(BASE) == _shapes(other)
-    params = init(BASE, jax.random.key(0))
+    assert _shapes(base) == _shapes(other)
+    params = awake(init(base, jax.random.key(0)))
     if what == "logits":
-        difference = np.abs(logits_of(params, BASE) - logits_of(params, other)).max()
+        difference = np.abs(logits_of(params, base) - logits_of(params, other)).max()
         assert difference > 1e-3
+    elif what == "export":
+        assert to_hf(base) != to_hf(other)
     elif what == "init":
-        mine, others = flat(params), flat(init(other, jax.random.key(0)))
+        mine, others = flat(init(base, jax.random.key(0))), flat(init(other, jax.random.key(0)))
         same = {p for p in mine if mine[p].dtype == others[p].dtype and np.array_equal(mine[p], others[p])}
         changed = {"embed_std": {"embed"}, "qk_bias_std": {"layers/bq", "layers/bk"}, "param_dtype": set(mine)}[field]
         assert mine.keys() - same == changed
     else:
-        assert _program(BASE, params) != _program(other, params)
+        assert _program(base, params) != _program(other, params)
 
 
-@pytest.mark.parametrize("odd", [False, True])
-def test_every_weight_matters(make_model, odd):
+MODELS = [dict(), dict(odd=True), FAMILY_LIKE, dict(norms="post", qk_norm="width"), LORA]
+
+
+@pytest.mark.parametrize("fields", MODELS, ids=str)
+def test_every_weight_matters(make_model, fields):
     """A row of the table that forward does not read would have no gradient."""
-    config, params = make_model(odd=odd)
+    config, params = make_model(**fields)
     weights_V = jnp.linspace(-1, 1, config.vocab_size)
     loss = lambda p: jnp.sum(jnp.tanh(forward(p, config, TOKENS)) * weights_V)  # noqa: E731
     gradient = flat(jax.jit(jax.grad(loss))(params))

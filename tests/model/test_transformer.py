@@ -14,7 +14,17 @@ from ceiling.model.rope import rotary
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)
-SHAPES = [dict(), dict(odd=True), dict(kv_heads=4), dict(kv_heads=1, qk_norm="head"), dict(qkv_bias=True, tied=False)]
+WINDOWED = dict(norms="both", norm_offset=True, qk_norm="head", activation="gelu", embed_scale=True, query_scale=0.2,
+                layers=5, window=3, global_every=2, local_rope_base=30.0, rope_scaling="linear",
+                rope_factor=3.0)  # fmt: skip
+MIXED = dict(WINDOWED, layers=2, qkv_bias=True, tied=False)
+LLAMA3 = dict(rope_base=40.0, rope_scaling="llama3", rope_factor=5.0, rope_low=1.2, rope_high=3.5,
+              rope_trained_tokens=40)  # fmt: skip
+SHAPES = [
+    dict(), dict(odd=True), dict(kv_heads=4), dict(kv_heads=1, qk_norm="head"), dict(qkv_bias=True, tied=False),
+    WINDOWED, dict(WINDOWED, scan_layers=False), dict(norms="post", qk_norm="width"), dict(window=2), LLAMA3,
+    dict(lora_rank=3, lora_alpha=2.0),
+]  # fmt: skip
 
 
 def some_tokens(shape, seed=0, vocab=13):
@@ -24,51 +34,89 @@ def some_tokens(shape, seed=0, vocab=13):
 # --- the reference: one token loop over queries, no batching tricks, float64 -------------------------------
 
 
-def reference_norm(x, scale, eps):
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * scale
+def reference_norm(x, scale, c):
+    """Over every axis that `scale` has."""
+    axes = tuple(range(x.ndim - scale.ndim, x.ndim))
+    return x / np.sqrt(np.mean(x**2, axis=axes, keepdims=True) + c.norm_eps) * (scale + c.norm_offset)
 
 
-def reference_rope(x, position, base):
-    """x [H] at an integer position: pair i is (x[i], x[i + H/2]), turned by position * base^(-2i/H)."""
+def reference_frequency(c, i, local):
+    """Radians per token of pair i; the branches of llama3 as its paper's code has them."""
+    if local:
+        return c.local_rope_base ** (-2 * i / c.head_dim)
+    f = c.rope_base ** (-2 * i / c.head_dim)
+    if c.rope_scaling == "linear":
+        return f / c.rope_factor
+    if c.rope_scaling == "llama3":
+        wavelength = 2 * np.pi / f
+        if wavelength < c.rope_trained_tokens / c.rope_high:
+            return f
+        if wavelength > c.rope_trained_tokens / c.rope_low:
+            return f / c.rope_factor
+        smooth = (c.rope_trained_tokens / wavelength - c.rope_low) / (c.rope_high - c.rope_low)
+        return (1 - smooth) * f / c.rope_factor + smooth * f
+    return f
+
+
+def reference_rope(x, position, c, local):
+    """x [H] at an integer position: pair i is (x[i], x[i + H/2]), turned by position * frequency."""
     H = len(x)
     out = np.empty(H)
     for i in range(H // 2):
-        angle = position * base ** (-2 * i / H)
-        c, s = np.cos(angle), np.sin(angle)
-        out[i] = x[i] * c - x[i + H // 2] * s
-        out[i + H // 2] = x[i + H // 2] * c + x[i] * s
+        angle = position * reference_frequency(c, i, local)
+        cos, sin = np.cos(angle), np.sin(angle)
+        out[i] = x[i] * cos - x[i + H // 2] * sin
+        out[i + H // 2] = x[i + H // 2] * cos + x[i] * sin
     return out
+
+
+def reference_attention(h, w, c, local):
+    T = len(h)
+    q, k, v = (np.einsum("td,dnh->tnh", h, w[name]) for name in ("wq", "wk", "wv"))
+    if c.qkv_bias:
+        q, k, v = q + w["bq"], k + w["bk"], v + w["bv"]
+    if c.qk_norm:
+        q, k = reference_norm(q, w["q_norm"], c), reference_norm(k, w["k_norm"], c)
+    for t in range(T):
+        q[t] = [reference_rope(q[t, n], t, c, local) for n in range(c.heads)]
+        k[t] = [reference_rope(k[t, n], t, c, local) for n in range(c.kv_heads)]
+    out = np.zeros((T, c.heads, c.head_dim))
+    for t in range(T):
+        first = max(0, t - c.window + 1) if local else 0
+        for n in range(c.heads):
+            kv = n // (c.heads // c.kv_heads)
+            score = k[first : t + 1, kv] @ q[t, n] * (c.query_scale or c.head_dim**-0.5)
+            weight = np.exp(score - score.max())
+            out[t, n] = (weight / weight.sum()) @ v[first : t + 1, kv]
+    return np.einsum("tnh,nhd->td", out, w["wo"])
+
+
+def reference_layer(p, c, layer):
+    """Weights of one layer, adapters multiplied out."""
+    w = {name: value[layer] for name, value in p["layers"].items()}
+    for name in c.lora_targets if c.lora_rank else ():
+        a, b = w.pop(f"{name}_lora_a"), w.pop(f"{name}_lora_b")
+        w[name] = w[name] + c.lora_alpha / c.lora_rank * np.tensordot(a, b, axes=1)
+    return w
 
 
 def reference_logits(params, c, tokens_T):
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    T = len(tokens_T)
-    x = p["embed"][tokens_T]
+    x = p["embed"][tokens_T] * (np.sqrt(c.width) if c.embed_scale else 1)
     for layer in range(c.layers):
-        w = {name: value[layer] for name, value in p["layers"].items()}
-        h = reference_norm(x, w["attn_norm"], c.norm_eps)
-        q, k, v = (np.einsum("td,dnh->tnh", h, w[name]) for name in ("wq", "wk", "wv"))
-        if c.qkv_bias:
-            q, k, v = q + w["bq"], k + w["bk"], v + w["bv"]
-        if c.qk_norm:
-            q, k = reference_norm(q, w["q_norm"], c.norm_eps), reference_norm(k, w["k_norm"], c.norm_eps)
-        for t in range(T):
-            for n in range(c.heads):
-                q[t, n] = reference_rope(q[t, n], t, c.rope_base)
-            for n in range(c.kv_heads):
-                k[t, n] = reference_rope(k[t, n], t, c.rope_base)
-        out = np.zeros((T, c.heads, c.head_dim))
-        for t in range(T):
-            for n in range(c.heads):
-                kv = n // (c.heads // c.kv_heads)
-                score = k[: t + 1, kv] @ q[t, n] / np.sqrt(c.head_dim)
-                weight = np.exp(score - score.max())
-                out[t, n] = (weight / weight.sum()) @ v[: t + 1, kv]
-        x = x + np.einsum("tnh,nhd->td", out, w["wo"])
-        h = reference_norm(x, w["mlp_norm"], c.norm_eps)
+        w = reference_layer(p, c, layer)
+        local = c.window > 0 and not (c.global_every and (layer + 1) % c.global_every == 0)
+        before = lambda name, x: reference_norm(x, w[f"{name}_norm"], c) if c.norms != "post" else x  # noqa: E731, B023
+        after = lambda name, x: reference_norm(x, w[f"{name}_post_norm"], c) if c.norms != "pre" else x  # noqa: E731, B023
+        x = x + after("attn", reference_attention(before("attn", x), w, c, local))
+        h = before("mlp", x)
         gate = h @ w["w_gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["w_up"])) @ w["w_down"]
-    x = reference_norm(x, p["final_norm"], c.norm_eps)
+        if c.activation == "silu":
+            gate = gate / (1 + np.exp(-gate))
+        else:
+            gate = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        x = x + after("mlp", (gate * (h @ w["w_up"])) @ w["w_down"])
+    x = reference_norm(x, p["final_norm"], c)
     return x @ (p["embed"].T if c.tied else p["head"])
 
 
@@ -89,7 +137,7 @@ def test_forward_equals_the_numpy_reference(make_model, fields):
 @checked
 @given(cut=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_causal_later_tokens_change_nothing_before_them(make_model, cut, seed):
-    config, params = make_model(odd=True)
+    config, params = make_model(**WINDOWED)
     one, other = some_tokens((1, 10), seed), some_tokens((1, 10), seed + 1)
     other[:, :cut] = one[:, :cut]
     other[:, cut] = one[:, cut] % 12 + 1  # differs for certain
@@ -101,7 +149,7 @@ def test_causal_later_tokens_change_nothing_before_them(make_model, cut, seed):
 @checked
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 10**6))
 def test_packed_segments_give_the_logits_of_separate_rows(make_model, lengths, seed):
-    config, params = make_model(odd=True)
+    config, params = make_model(**WINDOWED)
     width = 22  # at least two tokens of padding at the end
     tokens_BT, segments_BT = some_tokens((1, width), seed), np.zeros((1, width), np.int32)
     starts = np.cumsum([0, *lengths])
@@ -164,6 +212,18 @@ def test_fully_padded_rows_are_finite_in_value_and_gradient(make_model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both, again)
 
 
+def test_local_layers_see_their_window_and_nothing_else(make_model):
+    """With local layers only, a token reaches layers * (window - 1) places and not one more."""
+    config, params = make_model(window=3, layers=2)
+    one, other = some_tokens((1, 12)), some_tokens((1, 12))
+    other[0, 2] = one[0, 2] % 12 + 1
+    changed_T = np.abs(forward(params, config, one) - forward(params, config, other)).max(axis=(0, 2)) > 1e-6
+    assert changed_T.tolist() == [2 <= t <= 2 + 2 * 2 for t in range(12)]
+    everywhere = dataclasses.replace(config, global_every=1)
+    np.testing.assert_array_equal(forward(params, everywhere, one),
+                                  forward(params, dataclasses.replace(config, window=0), one))  # fmt: skip
+
+
 def value_and_gradient(config, params):
     tokens_BT = some_tokens((2, 7))
     def loss(params):
@@ -175,12 +235,12 @@ def value_and_gradient(config, params):
 
 @pytest.fixture(scope="module")
 def scanned(make_model):
-    return value_and_gradient(*make_model(odd=True))
+    return value_and_gradient(*make_model(**MIXED))
 
 
 @pytest.mark.parametrize("change", [dict(scan_layers=False), dict(remat=True)], ids=str)
 def test_scan_unroll_and_remat_give_equal_values_and_gradients(make_model, scanned, change):
-    config, params = make_model(odd=True)
+    config, params = make_model(**MIXED)
     (value, _), gradient = scanned
     (other_value, _), other_gradient = value_and_gradient(dataclasses.replace(config, **change), params)
     np.testing.assert_allclose(value, other_value, rtol=1e-6)
@@ -188,7 +248,7 @@ def test_scan_unroll_and_remat_give_equal_values_and_gradients(make_model, scann
 
 
 def test_bfloat16_compute_keeps_float32_params_logits_and_gradients(make_model, scanned):
-    config, params = make_model(odd=True)
+    config, params = make_model(**MIXED)
     half = dataclasses.replace(config, compute_dtype="bfloat16")
     (_, logits), gradient = value_and_gradient(half, params)
     (_, exact), _ = scanned
