@@ -45,10 +45,10 @@ def split_name(text: str) -> tuple[str, str]:
     return "", text
 
 
-def too_deep(text: str) -> bool:
-    """Brackets that do not match, or more than MAX_DEPTH of them within each other."""
+def too_deep(text: str, limit: int = MAX_DEPTH) -> bool:
+    """Brackets that do not match, or more than `limit` of them within each other."""
     depths = _depths(text)
-    return depths is None or max(depths, default=0) > MAX_DEPTH
+    return depths is None or max(depths, default=0) > limit
 
 
 def _matrix(text: str):
