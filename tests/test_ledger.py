@@ -8,14 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.ledger import TRAIN_FACTOR, Ledger, forward_flops, layer_matmul_parameters, sampling_flops
+from ceiling.ledger import (
+    TRAIN_FACTOR,
+    Ledger,
+    forward_flops,
+    layer_adapter_parameters,
+    layer_matmul_parameters,
+    sampling_flops,
+    train_flops,
+)
 from ceiling.model import ModelConfig, abstract, forward
+from ceiling.model.config import PROJECTIONS
+from ceiling.model.lora import trainable
 
 checked = settings(max_examples=25, deadline=None)
 CONFIG = ModelConfig(vocab_size=64, width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32)
+LOCAL = dataclasses.replace(CONFIG, layers=5, window=7, global_every=2)
+ADAPTED = dataclasses.replace(CONFIG, lora_rank=3, lora_targets=("wk", "wo", "w_down"))
+CONFIGS = [CONFIG, LOCAL, dataclasses.replace(LOCAL, global_every=0), ADAPTED]
 
 
 def xla_flops(fn, *args):
@@ -35,7 +49,48 @@ def test_FL1_closed_form_equals_xla_forward_and_three_times_backward(tied):
     assert executed == pytest.approx(closed, rel=0.02)
     step = jax.value_and_grad(lambda p, t: jnp.sum(forward(p, config, t)))
     assert xla_flops(step, abstract(config), tokens_BT) == pytest.approx(TRAIN_FACTOR * closed, rel=0.02)
-    assert TRAIN_FACTOR == 3
+    assert TRAIN_FACTOR == 3 and train_flops(config, np.full(B, T), causal=False) == TRAIN_FACTOR * closed
+
+
+LORA_SETS = [PROJECTIONS, ("wv", "w_down")]
+
+
+def lora_costs(layers, targets, B, T):
+    """XLA's FLOPs of forward, and of forward and gradient of the adapters alone; with the closed forms."""
+    config = ModelConfig(vocab_size=64, width=256, ffn=768, layers=layers, heads=4, kv_heads=2, head_dim=64,
+                         scan_layers=False, lora_rank=32, lora_targets=targets)  # fmt: skip
+    rows = traverse_util.flatten_dict(abstract(config), sep="/")
+    adapters = {path: rows.pop(path) for path in sorted(trainable(config))}
+    lengths, tokens_BT = np.full(B, T), jax.ShapeDtypeStruct((B, T), jnp.int32)
+
+    def loss(adapters, rows, tokens_BT):
+        params = traverse_util.unflatten_dict(rows | adapters, sep="/")
+        return jnp.sum(forward(params, config, tokens_BT))
+
+    executed = [xla_flops(f, adapters, rows, tokens_BT) for f in (loss, jax.value_and_grad(loss))]
+    closed = [f(config, lengths, causal=False) for f in (forward_flops, train_flops)]
+    return np.array(executed), np.array(closed)
+
+
+@pytest.mark.parametrize("targets", LORA_SETS, ids=lambda t: "+".join(t))
+def test_FL1_adapters_forward_and_training_equal_xla(targets):
+    """One inner layer by difference: unrolled, XLA drops the first layer's gradient of its own input, which
+    no adapter needs; a scan executes it and the closed form prices it."""
+    three, two = (lora_costs(layers, targets, 2, 32) for layers in (3, 2))
+    executed, closed = (a - b for a, b in zip(three, two, strict=True))
+    np.testing.assert_allclose(executed, closed, rtol=0.02)
+
+
+def test_FL1_adapters_cost_what_their_products_cost():
+    r = ADAPTED.lora_rank
+    assert layer_adapter_parameters(CONFIG) == 0
+    assert layer_adapter_parameters(ADAPTED) == r * ((128 + 64) + (128 + 128) + (384 + 128))
+    T, L = 33, CONFIG.layers
+    adapters = 2 * L * T * layer_adapter_parameters(ADAPTED)
+    assert forward_flops(ADAPTED, T) == forward_flops(CONFIG, T) + adapters
+    attention = 4 * L * 4 * 32 * T * (T + 1) / 2
+    assert train_flops(ADAPTED, T) == 2 * (forward_flops(CONFIG, T) - attention) + 3 * (attention + adapters)
+    assert train_flops(CONFIG, [T, T]) == 6 * forward_flops(CONFIG, T)
 
 
 def test_FL1_attention_term_alone():
@@ -52,30 +107,38 @@ def test_FL1_attention_term_alone():
 
 def by_hand(c, T):
     """Sum over layers, tokens and contexts; one multiply-add is two FLOPs."""
+    D, Q, K = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
+    sizes = {"wk": (D, K), "wo": (Q, D), "w_down": (c.ffn, D)}
     total = 0
     for t in range(1, T + 1):
-        for _ in range(c.layers):
+        for layer in range(1, c.layers + 1):
             total += 2 * c.width * c.heads * c.head_dim * 2  # q, o
             total += 2 * c.width * c.kv_heads * c.head_dim * 2  # k, v
             total += 3 * 2 * c.width * c.ffn
-            total += 2 * 2 * c.heads * c.head_dim * t  # scores and values over t keys
+            local = c.window and not (c.global_every and layer % c.global_every == 0)
+            keys = min(t, c.window) if local else t
+            total += 2 * 2 * c.heads * c.head_dim * keys  # scores and values
+            if c.lora_rank:
+                total += sum(2 * c.lora_rank * sum(sizes[name]) for name in c.lora_targets)
         total += 2 * c.width * c.vocab_size
     return total
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "windows", "only windows", "adapters"])
 @checked
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5))
-def test_forward_equals_the_sum_by_hand_and_adds_over_sequences(lengths):
-    assert forward_flops(CONFIG, lengths) == sum(by_hand(CONFIG, T) for T in lengths)
+def test_forward_equals_the_sum_by_hand_and_adds_over_sequences(config, lengths):
+    assert forward_flops(config, lengths) == sum(by_hand(config, T) for T in lengths)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "windows", "only windows", "adapters"])
 @checked
 @given(P=st.integers(1, 40), R=st.integers(0, 30))
-def test_FL2_prefill_and_decode_sum_exactly(P, R):
-    decode = [by_hand(CONFIG, t) - by_hand(CONFIG, t - 1) for t in range(P + 1, P + R + 1)]
-    assert forward_flops(CONFIG, P) + sum(decode) == forward_flops(CONFIG, P + R)
-    last_only = forward_flops(CONFIG, P, head_tokens=1)
-    assert forward_flops(CONFIG, P) - last_only == 2 * CONFIG.vocab_size * CONFIG.width * (P - 1)
+def test_FL2_prefill_and_decode_sum_exactly(config, P, R):
+    decode = [by_hand(config, t) - by_hand(config, t - 1) for t in range(P + 1, P + R + 1)]
+    assert forward_flops(config, P) + sum(decode) == forward_flops(config, P + R)
+    last_only = forward_flops(config, P, head_tokens=1)
+    assert forward_flops(config, P) - last_only == 2 * config.vocab_size * config.width * (P - 1)
 
 
 def test_causal_and_full_square_conventions():
@@ -83,6 +146,7 @@ def test_causal_and_full_square_conventions():
     causal, full = forward_flops(CONFIG, T), forward_flops(CONFIG, T, causal=False)
     score = 4 * CONFIG.layers * CONFIG.heads * CONFIG.head_dim
     assert full - causal == score * (T * T - T * (T + 1) / 2)
+    assert forward_flops(LOCAL, T, causal=False) == forward_flops(dataclasses.replace(LOCAL, window=0), T, causal=False)
 
 
 def test_FL3_tied_and_untied_cost_the_same():

@@ -176,7 +176,7 @@ def _rope(source: Mapping) -> dict:
 
 def _number(source: Mapping, key: str, *, whole=False):
     value = source.get(key)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < 1e30:
         raise ValueError(f"config.json: {key}={value!r} must be a positive {'whole ' if whole else ''}number")
     return value if whole else float(value)
 
