@@ -13,6 +13,8 @@ def indices(seed: int, start: int, count: int, size: int) -> np.ndarray:
     """Items at stream positions start .. start+count-1, int64[count], each in [0, size)."""
     if size < 1:
         raise ValueError("data order: the data set is empty; check the task's source and filters")
+    if size == 1:  # one item in every order; each of its epochs would cost a hash and a walk
+        return np.zeros(count, np.int64)
     position = np.arange(start, start + count)
     epoch = position // size
     out = np.empty(count, np.int64)

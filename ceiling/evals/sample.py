@@ -100,7 +100,7 @@ def likelihood(samples: Samples, task: Task, problems, policy: Policy, *, per_pr
             mask = np.arange(len(tokens)) >= len(prompt)
             examples.append(Example(tokens, mask.astype(np.float32)))
     longest = max(len(e.tokens) for e in examples)
-    logprobs, entropies = score(policy.params, policy.config, examples, max_tokens=longest)
+    logprobs, entropies = score(policy.params, policy.config, examples, max_tokens=longest, entropy=True)
     shape = (len(problems), per_problem)
     total = lambda parts: np.array([float(np.sum(x)) for x in parts]).reshape(shape)  # noqa: E731
     return total(logprobs), total(entropies), np.array([len(x) for x in logprobs]).reshape(shape)

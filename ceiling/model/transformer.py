@@ -45,7 +45,8 @@ def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_B
         positions_BT = _positions(tokens_BT, segments_BT)
 
     def attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state):
-        return dense_attention(q_BTNH, k_BTKH, v_BTKH, within_window(config, local, mask_BTT, distance_BTT)), state
+        mask = within_window(config, local, mask_BTT, distance_BTT)
+        return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask), state
 
     x_BTD, _ = run_blocks(params, config, embed(params, config, tokens_BT), positions_BT, attend, None)
     return x_BTD
@@ -156,20 +157,26 @@ def rms_norm(x, scale, config: ModelConfig):
     return x32.astype(x.dtype) * scale
 
 
-def dense_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     """Grouped-query attention by plain matrix products; the reference for any other kernel.
 
     Queries come scaled. mask_BTS is boolean, True where a query may look. Softmax in float32. The G query
-    heads of a key/value head are laid out as G*T rows of one product, M below."""
+    heads of a key/value head are laid out as G*T rows of one product, M below; heads lead in all three, so
+    that the products are batched over leading axes and a cache is read as it lies."""
     B, T, N, H = q_BTNH.shape
-    K, S = k_BSKH.shape[2], k_BSKH.shape[1]
+    K, S = k_BKSH.shape[1:3]
     G = N // K
-    q_BKMH = (q_BTNH.reshape(B, T, K, G, H)).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    score_BKMS = jnp.einsum("bkmh,bskh->bkms", q_BKMH, k_BSKH, preferred_element_type=jnp.float32)
+    q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKMS.reshape(B, K, G, T, S), NEG_INF)
-    weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype).reshape(B, K, G * T, S)
-    out_BKMH = jnp.einsum("bkms,bskh->bkmh", weight_BKMS, v_BSKH)
+    weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype).reshape(B, K, G * T, S)
+    out_BKMH = jnp.einsum("bkms,bksh->bkmh", weight_BKMS, v_BKSH)
     return out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def heads_first(x_BSKH):
+    """[B, S, K, H] -> [B, K, S, H]: how keys and values are attended to and kept in a cache."""
+    return x_BSKH.transpose(0, 2, 1, 3)
 
 
 def _positions(tokens_BT, segments_BT):

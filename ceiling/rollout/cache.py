@@ -1,7 +1,10 @@
 """Key/value cache and the two ways the model runs against it: prefill a prompt, decode a token.
 
-Both hand an `attend` to the one `run_blocks`. The cache is stacked [L, B, K, S, H], stays in the
-loop's carry and is written by scatter at each row's own position, so rows need not march in step.
+Both hand an `attend` to the one `run_blocks`. The cache stays in the loop's carry, stacked [L, B, K, S, H] where
+layers are scanned, one array [B, K, S, H] a layer where they are unrolled (a slice of a stack is a copy of the
+layer's cache at every step). Its first P places hold a row's prompt, the others are a ring: all rows write the token of one decode step
+at one place (a slice update in place, where a scatter at each row's own position costs a tenth of the step),
+whatever their positions are. `ring_distance` says which places are a row's own.
 """
 
 import flax.struct
@@ -9,18 +12,41 @@ import jax
 import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
-from ceiling.model.transformer import dense_attention, embed, run_blocks, unembed, within_window
+from ceiling.model.transformer import dense_attention, embed, heads_first, run_blocks, unembed, within_window
+
+FOREIGN = 2**30  # farther than any token: a place that holds nothing of the row
 
 
 @flax.struct.dataclass
 class Cache:
-    k_LBKSH: jax.Array
-    v_LBKSH: jax.Array
+    """Keys and values, each one stacked array or a tuple of one array a layer."""
+
+    k: jax.Array | tuple[jax.Array, ...]
+    v: jax.Array | tuple[jax.Array, ...]
+
+    def layer(self, layer) -> tuple[jax.Array, jax.Array]:
+        """(keys, values) of one layer, [B, K, S, H]."""
+        return self.k[layer], self.v[layer]
+
+    def write(self, layer, k_BTKH, v_BTKH, place) -> "Cache":
+        """The cache with T tokens of one layer written from `place` on."""
+        return Cache(_write(self.k, layer, heads_first(k_BTKH), place), _write(self.v, layer, heads_first(v_BTKH), place))
+
+
+def _write(store, layer, new_BKTH, place):
+    if isinstance(store, tuple):
+        written = jax.lax.dynamic_update_slice(store[layer], new_BKTH, (0, 0, place, 0))
+        return (*store[:layer], written, *store[layer + 1 :])
+    return jax.lax.dynamic_update_slice(store, new_BKTH[None], (layer, 0, 0, place, 0))
 
 
 def empty(config: ModelConfig, rows: int, capacity: int) -> Cache:
-    shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
-    return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+    shape = (rows, config.kv_heads, capacity, config.head_dim)
+    if config.scan_layers:
+        make = lambda: jnp.zeros((config.layers, *shape), config.compute_dtype)  # noqa: E731
+    else:
+        make = lambda: tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers))  # noqa: E731
+    return Cache(make(), make())
 
 
 def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
@@ -31,8 +57,8 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     distance_BPP = jnp.broadcast_to(index_P[:, None] - index_P[None, :], (B, P, P))
 
     def attend(layer, local, q, k, v, cache):
-        cache = Cache(cache.k_LBKSH.at[layer].set(_swap(k)), cache.v_LBKSH.at[layer].set(_swap(v)))
-        return dense_attention(q, k, v, within_window(config, local, distance_BPP >= 0, distance_BPP)), cache
+        mask = within_window(config, local, distance_BPP >= 0, distance_BPP)
+        return dense_attention(q, heads_first(k), heads_first(v), mask), cache.write(layer, k, v, 0)
 
     positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
@@ -40,26 +66,28 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     return cache, unembed(params, config, x_BPD[jnp.arange(B), lengths_B - 1])
 
 
-def decode(params, config: ModelConfig, cache: Cache, token_B, position_B):
-    """Write one token per row at its own position and return (logits f32[B, V], cache)."""
-    rows_B = jnp.arange(token_B.shape[0])
-    capacity = cache.k_LBKSH.shape[3]
-    distance_B1S = (position_B[:, None] - jnp.arange(capacity)[None])[:, None]
+def ring_distance(prompt_capacity: int, ring: int, place, length_B, count_B):
+    """int32[B, P + ring]: how many tokens each cache place lies behind the token that is about to be written at
+    ring place `place`; FOREIGN where the place is not part of the row.
+
+    length_B: prompt lengths; count_B: tokens drawn so far, the one about to be written included."""
+    index_P, index_R = jnp.arange(prompt_capacity), jnp.arange(ring)
+    position_B1 = (length_B + count_B - 1)[:, None]
+    prompt_BP = jnp.where(index_P[None] < length_B[:, None], position_B1 - index_P[None], FOREIGN)
+    age_1R = ((place - index_R) % ring)[None]
+    return jnp.concatenate([prompt_BP, jnp.where(age_1R < count_B[:, None], age_1R, FOREIGN)], axis=1)
+
+
+def decode(params, config: ModelConfig, cache: Cache, token_B, position_B, place, distance_BS):
+    """Write one token per row, at rotary position position_B and cache place `place` (one for all rows), and
+    return (logits f32[B, V], cache). distance_BS: see `ring_distance`."""
+    distance_B1S = distance_BS[:, None]
 
     def attend(layer, local, q, k, v, cache):
-        cache = Cache(
-            cache.k_LBKSH.at[layer, rows_B, :, position_B].set(k[:, 0]),
-            cache.v_LBKSH.at[layer, rows_B, :, position_B].set(v[:, 0]),
-        )
-        mask_B1S = within_window(config, local, distance_B1S >= 0, distance_B1S)
-        return dense_attention(q, _swap(cache.k_LBKSH[layer]), _swap(cache.v_LBKSH[layer]), mask_B1S), cache
+        cache = cache.write(layer, k, v, place)
+        mask_B1S = within_window(config, local, distance_B1S < FOREIGN, distance_B1S)
+        return dense_attention(q, *cache.layer(layer), mask_B1S), cache
 
     x_B1D = embed(params, config, token_B[:, None])
     x_B1D, cache = run_blocks(params, config, x_B1D, position_B[:, None], attend, cache)
     return unembed(params, config, x_B1D[:, 0]), cache
-
-
-def _swap(x):
-    """[B, S, K, H] <-> [B, K, S, H]: heads lead in the cache, so that decoding's products are batched
-    over leading axes and nothing is transposed per step."""
-    return x.transpose(0, 2, 1, 3)

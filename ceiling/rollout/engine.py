@@ -1,7 +1,7 @@
 """The sampler: prompts prefilled once, a fixed number of slots refilled as samples end.
 
 A call is cut into chunks of requests; each chunk is one jitted program with static shapes. Inside
-it, slots decode one token per step at their own positions; when enough slots are free, the next
+it, all slots decode one token per step, each at its own position; when enough slots are free, the next
 requests of the queue move in (the prompt's cache rows are copied, its first token is drawn from the
 prefill logits). There is no host round trip per token and no [B, T, V] array.
 
@@ -111,7 +111,7 @@ class _Slots:
     cache: kv.Cache
     request_B: jax.Array
     token_B: jax.Array  # last token drawn, not yet in the cache
-    position_B: jax.Array  # where it will be written
+    length_B: jax.Array  # tokens of the prompt
     count_B: jax.Array  # tokens drawn so far
     live_B: jax.Array
     next_request: jax.Array
@@ -129,7 +129,7 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
     """One chunk: prefill its prompts, then run its queue of requests through the slots."""
     Q, P, R, B = prompt_Q.shape[0], tokens_CP.shape[1], max_new_tokens, slots
     prompt_cache, first_logits_CV = kv.prefill(params, config, tokens_CP, lengths_C)
-    refill_at = max(1, B // 16)
+    refill_at = max(1, B // 8)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     def draw(s: _Slots, logits_BV, update_B):
@@ -160,25 +160,26 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
         request_B = jnp.where(take_B, request_B, jnp.where(free_B, Q, s.request_B))
         prompt_B = prompt_Q[jnp.minimum(request_B, Q - 1)]
         cache = jax.tree.map(
-            lambda live, prompt: live.at[:, :, :, :P].set(
-                jnp.where(take_B[:, None, None, None], prompt[:, prompt_B], live[:, :, :, :P])
+            lambda live, prompt: live.at[..., :P, :].set(
+                jnp.where(take_B[:, None, None, None], prompt[..., prompt_B, :, :, :], live[..., :P, :])
             ),
             s.cache, prompt_cache,
         )  # fmt: skip
         s = s.replace(
             cache=cache,
             request_B=request_B,
-            position_B=jnp.where(take_B, lengths_C[prompt_B], s.position_B),
+            length_B=jnp.where(take_B, lengths_C[prompt_B], s.length_B),
             count_B=jnp.where(take_B, 0, s.count_B),
             next_request=s.next_request + jnp.sum(take_B),
         )
         return draw(s, first_logits_CV[prompt_B], take_B)
 
     def step(s: _Slots):
-        logits_BV, cache = kv.decode(params, config, s.cache, s.token_B, s.position_B)
-        live_B = s.live_B
-        s = draw(s.replace(cache=cache, steps=s.steps + 1), logits_BV, live_B)
-        return s.replace(position_B=jnp.where(live_B, s.position_B + 1, s.position_B))
+        place = s.steps % R
+        distance_BS = kv.ring_distance(P, R, place, s.length_B, s.count_B)
+        position_B = s.length_B + s.count_B - 1
+        logits_BV, cache = kv.decode(params, config, s.cache, s.token_B, position_B, P + place, distance_BS)
+        return draw(s.replace(cache=cache, steps=s.steps + 1), logits_BV, s.live_B)
 
     def busy(s: _Slots):
         enough_free = (jnp.sum(~s.live_B) >= refill_at) & (s.next_request < queued)
@@ -190,7 +191,7 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
     zeros_B = jnp.zeros(B, jnp.int32)
     state = _Slots(
         cache=kv.empty(config, B, P + R), request_B=jnp.full(B, Q, jnp.int32), token_B=zeros_B,
-        position_B=zeros_B, count_B=zeros_B, live_B=jnp.zeros(B, bool), next_request=jnp.int32(0),
+        length_B=zeros_B, count_B=zeros_B, live_B=jnp.zeros(B, bool), next_request=jnp.int32(0),
         tokens_QR=jnp.zeros((Q, R), jnp.int32), logprobs_QR=jnp.zeros((Q, R), jnp.float32),
         lengths_Q=jnp.zeros(Q, jnp.int32), stopped_Q=jnp.zeros(Q, bool), steps=jnp.int32(0),
     )  # fmt: skip

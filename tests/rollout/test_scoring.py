@@ -6,7 +6,7 @@ import pytest
 
 from ceiling.data.packing import Example
 from ceiling.model import forward, log_softmax_at
-from ceiling.rollout.scoring import _score, score
+from ceiling.rollout.scoring import _score, executed_tokens, score
 
 LENGTHS = [3, 9, 1, 6, 2, 9, 4]
 
@@ -36,7 +36,7 @@ def case(make_model):
 def test_scores_equal_forward_in_order_and_only_where_masked(case, batch_sequences):
     params, config, examples, expected = case
     logprobs, entropies = score(
-        params, config, examples, max_tokens=9, temperature=0.7, batch_sequences=batch_sequences
+        params, config, examples, max_tokens=9, temperature=0.7, batch_sequences=batch_sequences, entropy=True
     )
     assert len(logprobs) == len(entropies) == len(examples)
     assert sum(map(len, logprobs)) > 5
@@ -46,13 +46,25 @@ def test_scores_equal_forward_in_order_and_only_where_masked(case, batch_sequenc
         np.testing.assert_allclose(entropy, want_entropy, atol=2e-5)
 
 
-def test_batches_of_any_fill_share_one_program(case):
+def test_batches_of_any_fill_share_a_program_for_each_power_of_two(case):
     params, config, examples, _ = case
-    score(params, config, examples[:3], max_tokens=9, batch_sequences=2)
     before = _score._cache_size()
-    for count in (1, 2, 5, 7):
-        score(params, config, examples[:count], max_tokens=9, batch_sequences=2, temperature=1 + count / 10)
-    assert _score._cache_size() == before
+    for count in (4, 3, 5, 7, 4):
+        score(params, config, examples[:count], max_tokens=9, batch_sequences=4, temperature=1 + count / 10)
+    assert _score._cache_size() == before + 1
+    for count in (1, 2, 3, 7):
+        score(params, config, examples[:count], max_tokens=9, batch_sequences=4)
+    assert _score._cache_size() == before + 3
+
+
+def test_executed_tokens_count_whole_batches():
+    assert [executed_tokens(n, 10, 8) for n in (0, 1, 3, 8, 9)] == [0, 10, 40, 80, 160]
+
+
+def test_entropies_are_zeros_unless_asked_for(case):
+    params, config, examples, _ = case
+    _, entropies = score(params, config, examples[:3], max_tokens=9)
+    assert not np.concatenate(entropies).any()
 
 
 def test_nothing_to_score_is_empty_and_too_long_is_refused(case):
