@@ -61,7 +61,7 @@ def refused(leaf: str, largest: int = MAX_GOLD_EXPONENT) -> str:
         "number too large": re.search(rf"\d{{{MAX_DIGITS + 1}}}", leaf),
         "factorial too large": "!" in leaf and re.search(r"\d{4}|\^|!.*!", leaf),
         "exponent too large": any(len(e) > 4 or int(e) > largest for e in exponents),
-        "tower of powers": len(re.findall(r"\^|\*\*", leaf)) > 12 or re.search(_POWER * 3, leaf),
+        "tower of powers": len(re.findall(r"\^|\*\*", leaf)) > 12 or re.search(_TOWER, leaf),
         "nested too deep": structure.too_deep(leaf, MAX_DEPTH),
     }
     return next((reason for reason, found in reasons.items() if found), "")
@@ -167,8 +167,11 @@ def _sums(factor) -> int:
     return int(power) if sums else 0
 
 
-_POWER = r"(?:\^|\*\*)\s*[{(]?[^+\-=,^]*"
-_WORDS = re.compile(r"\(?(?:\\text\{[^{}\\0-9=]+\}|[^\W\d_]{3,}(?:[ '-][^\W\d_]+){0,4})\)?\.?")
+_UP = r"(?:\^|\*\*)\s*"
+_TOWER = (  # of three in brackets, of three without, or on a number
+    rf"{_UP}[{{(][^{{}}()]*{_UP}[{{(][^{{}}()]*{_UP}|(?:{_UP}\w\s*){{3}}|{_UP}[\s{{(]*\d+[\s}}]*{_UP}"
+)
+_WORDS = re.compile(r"\(?(?:\\text\{[^{}\\0-9=]+\}|[^\W\d_]{3,}(?:[ '-]+[^\W\d_]+){0,4})\)?\.?")
 _EXPRESSION = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|.,=<>!\s]*", re.ASCII)
 _COMMANDS = {
     "frac", "sqrt", "cdot", "times", "div", "pi", "infty", "cup", "cap", "le", "leq", "ge", "geq", "lt", "gt", "ne",
