@@ -95,3 +95,62 @@ def test_v2_never_raises_and_accepts_ascii_only(texts):
 def test_different_numbers_have_different_canonical_forms():
     values = [Fraction(n, d) for n in range(-20, 21) for d in range(1, 21)]
     assert len({numeric.canonical(v) for v in values}) == len(set(values))
+
+
+READ = {
+    r"\frac{14}{3}": Fraction(14, 3), r"-\frac{35}{9}": Fraction(-35, 9), r"\frac43": Fraction(4, 3),
+    r"\frac 59": Fraction(5, 9), r"\frac9{19}": Fraction(9, 19), r"\dfrac{1.5}{2}": Fraction(3, 4),
+    r"\frac{-1}{2}": Fraction(-1, 2), r"1\frac{4}{5}": Fraction(9, 5), r"137 \frac{1}{2}": Fraction(275, 2),
+    "-1 4/5": Fraction(-9, 5), r"6.72 \times 10^{-5}": Fraction(21, 312500), r"3\cdot10^4": 30000,
+    r"10,\!080": 10080, r"11,\! 111,\! 111,\! 100": 11111111100, r"10\,080": 10080, "58,500": 58500, "10{,}080": 10080,
+    r"\$32,\!348": 32348, r"-\$5": -5, r"\$-5": -5, "€5": 5, r"864 \mbox{ inches}^2": 864, r"15\mbox{ cm}^{2}": 15,
+    r"5.4 \text{ cents}": Fraction(27, 5), r"90^\circ": 90, r"90^{\circ}": 90, "90°": 90, "18 dollars per day": 18,
+    "3cm": 3, "3 cm^2": 3, r"\text{5}": 5, "$5$": 5, r"\(5\)": 5, "(5)": 5, "{5}": 5, r"\textbf{(113) }": 113, "−5": -5,
+    r"\left(5\right)": 5, "5.": 5, "52_8": 42, "4210_{5}": 555, "-52_{10}": -52,
+}  # fmt: skip
+NOT_READ = [
+    "3x", "3 x", "3ab", "3 pi", r"3\pi", "3i", "3 or 4", "3, 4", "3,4", "3 4", "1 2 3", "not 3", "about 3", "3 million",
+    r"3\text{ dozen}", r"3 \text{ or more}", "3 is wrong", "3 times", "2*3", r"2\cdot 3", "2^3", "3!", "5-2", "1+1",
+    r"\sqrt{9}", "1/0", r"\frac{1}{0}", r"1\frac{5}{4}", r"1\frac{-1}{4}", "--5", r"-\$-5", "9_8", "1_1", "5_99",
+    "1.5_8",
+    "nan", "inf", "1e5", "9**9**9**9", "٤", "４", "5²", "5\x00", "\ud8005", "\u202e5", "", " ", "$", "%", r"\%", "_8",
+    "9" * 65, "9" * 10**6, "(" * 10**4, r"\frac{" * 30, r"\text{" * 30, "1" * 150 + "/", r"6 \times 10^{999}", "x=5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", READ, ids=lambda t: repr(t)[:24])
+def test_x9_reads_one_number_in_latex_with_units(text):
+    assert numeric.read(text).value == READ[text]
+
+
+@pytest.mark.parametrize("text", NOT_READ, ids=lambda t: repr(t)[:24])
+def test_x9_v2_reads_nothing_that_is_not_one_written_out_number(text):
+    assert numeric.read(text) is None
+
+
+@pytest.mark.parametrize("text", GOOD, ids=lambda t: repr(t)[:20])
+def test_read_knows_all_that_parse_knows(text):
+    assert numeric.read(text).value == GOOD[text]
+
+
+@pytest.mark.parametrize(
+    "gold, answer, same",
+    [
+        ("50%", "50", True), ("50", "50%", True), ("50%", "1/2", True), ("1/2", "50%", True),
+        ("50%", "50.0 percent", True),
+        ("50", "1/2", False), ("50%", "0.5%", False), ("50%", "5000", False), ("0.005", "50%", False),
+        ("50%", "2", False),
+        ("52_8", "52", True), ("52_8", "52_8", True), ("52_8", "42", False), ("42", "52_8", True),
+        ("52", "52_8", False),
+        ("52_8", "42_{10}", True), ("52_8", "-52", False), ("-52_8", "-52", True), ("52_8", "5.2", False),
+        ("52_8", "99", False),
+    ],
+)  # fmt: skip
+def test_percents_and_bases(gold, answer, same):
+    assert numeric.equal(numeric.read(gold), numeric.read(answer)) is same
+
+
+def test_canonical_spelling_of_what_was_read():
+    assert [str(numeric.read(t)) for t in ("0.5", r"\frac{2}{4}", "50%", "-52_8", "52_{8}", r"\$3.00")] == [
+        "1/2", "1/2", "50%", "-52_8", "52_8", "3",
+    ]  # fmt: skip
