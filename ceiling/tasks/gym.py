@@ -9,7 +9,7 @@ A response has its answer after the last "####", and ends; the scorer runs in a 
 Tasks that are guessed more often than `guess_limit` are refused: pass@k would rise for free there.
 
 Example:
-    --config.task.tasks="gcd chain_sum" --config.data.path=runs/gym.jsonl
+    --config.task.tasks="lcm chain_sum" --config.data.path=runs/gym.jsonl
 """
 
 import hashlib
@@ -35,7 +35,7 @@ MAX_ANSWER = 4000  # characters; longer ones are not scored
 CONFIG = Section(
     name=text("gym"),
     seed=number(0, whole=True, low=0),
-    tasks=text("chain_sum gcd lcm base_conversion number_sorting letter_jumble", doc="names, with spaces between"),
+    tasks=text("chain_sum basic_arithmetic lcm base_conversion letter_jumble word_sorting", doc="with spaces between"),
     training_per_task=number(256, whole=True, low=1),
     evaluation_per_task=number(16, whole=True, low=2),
     guess_limit=number(0.25, low=0, high=1, doc="highest rate of right answers without reading the question"),
