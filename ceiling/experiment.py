@@ -27,7 +27,6 @@ import time
 from ceiling import results, schema, workers
 from ceiling.config import ConfigError, digest
 from ceiling.logs import Progress
-from ceiling.tasks import base as tasks
 from ceiling.version import __version__
 
 
@@ -52,8 +51,9 @@ class Stage:
 
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
-    world = {key: config[key] for key in ("mesh", "task", "model")} | {"data": _fingerprint(config["data"])}
-    evaluation = {k: config["eval"][k] for k in ("n", "temperature", "top_p", "likelihood_samples")}
+    world = {key: config[key] for key in ("mesh", "task", "model")} | _fingerprints(config)
+    sampling = ("n", "temperature", "top_p", "likelihood_samples", "slots", "max_verifier_errors")
+    evaluation = {k: config["eval"][k] for k in sampling}
     out = []
     for seed in config["seeds"]:
         common = {**world, "seed": seed}
@@ -76,7 +76,7 @@ def plan(config: dict) -> list[Stage]:
             add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
             if entry["regime"] == "rlp":
                 gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],
-                        "floor": entry["floor"], "groups": sorted(entry["mix"])}  # fmt: skip
+                        "floor": entry["floor"], "groups": sorted(entry["mix"]), "slots": config["eval"]["slots"]}  # fmt: skip
                 add(f"{name}.gain", "gain", pair, name, gain=gain)
         add(f"{schema.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, schema.NULL,
             eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
@@ -91,13 +91,15 @@ def run(config, workdir) -> results.Result:
     ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
     """
     config = schema.validate(config)
-    schema.check_against_task(config, tasks.load(config["task"], config["data"]))
+    schema.check_against_task(config, schema.load_task(config))
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)
     with _locked(workdir), Progress(len(stages), workdir) as progress:
+        planned = {stage.directory(workdir) for stage in stages}
         for leftover in workdir.glob("stages/*/*/*.tmp"):
-            shutil.rmtree(leftover)
+            if leftover.with_suffix("") not in planned:
+                shutil.rmtree(leftover)
         began = time.time()
 
         def write(complete: bool) -> results.Result:
@@ -135,15 +137,29 @@ class _Background:
             self.thread.join()
 
 
-def _fingerprint(data: dict) -> dict:
-    """The data section with the content hash of the file it names: another file is another run."""
-    if not data["path"]:
-        return data
+def _fingerprints(config: dict) -> dict:
+    """The data section with the content hash of every local file or checkpoint that the run reads: another file of
+    the same name is another run. Hub data sets are pinned by their revision."""
+    named = {"config.data.path": config["data"]["path"], "config.model.path": config["model"]["path"],
+             "config.teacher.path": config["teacher"]["path"],
+             "config.task.evaluation_path": config["task"].get("evaluation_path", "")}  # fmt: skip
+    hashes = {key: _content(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
+    return {"data": {**config["data"], "sha256": hashes}}
+
+
+def _content(key: str, path: str) -> str:
+    """SHA-256 of a file, or of a folder's files and their names; a file that does not exist yet is an empty one."""
+    root = pathlib.Path(path)
+    files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root] if root.exists() else []
+    total = hashlib.sha256()
     try:
-        content = pathlib.Path(data["path"]).read_bytes()
+        for file in files:
+            total.update(str(file.relative_to(root)).encode())
+            with open(file, "rb") as content:
+                total.update(hashlib.file_digest(content, "sha256").digest())
     except OSError as error:
-        raise ConfigError(f"config.data.path={data['path']!r} cannot be read ({error.strerror})") from None
-    return {**data, "sha256": hashlib.sha256(content).hexdigest()}
+        raise ConfigError(f"{key}={path!r} cannot be read ({error.strerror})") from None
+    return total.hexdigest()
 
 
 class _locked:

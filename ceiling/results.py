@@ -13,13 +13,12 @@ from importlib import metadata
 
 import numpy as np
 
-from ceiling import report
+from ceiling import report, schema
 from ceiling.config import digest
 from ceiling.evals import summary
 from ceiling.evals.records import Samples
 from ceiling.regimes import base as regimes
 from ceiling.schema import NULL
-from ceiling.tasks import base as tasks
 from ceiling.tasks.base import Outcome
 from ceiling.version import __version__
 
@@ -61,7 +60,7 @@ def write(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bo
 
 def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bool) -> dict:
     """The whole content of results.json; its keys are documented in docs/reading.md."""
-    task = tasks.load(config["task"], config["data"])
+    task = schema.load_task(config)
     gates = _json_rows(finished, workdir, "gate.json")
     unfit = {row["seed"] for row in gates if not row["passed"]}
     cells, strategies, n = _cells(finished, workdir, unfit)

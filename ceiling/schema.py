@@ -15,7 +15,9 @@ import ml_collections
 import numpy as np
 
 from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
-from ceiling.model.config import CHOICES, PROJECTIONS, ModelConfig
+from ceiling.data import tokenizer_file
+from ceiling.model import source
+from ceiling.model.config import CHOICES, ModelConfig
 from ceiling.model.sharding import make_mesh, param_shardings
 from ceiling.regimes import base as regimes
 from ceiling.tasks import base as tasks
@@ -24,6 +26,8 @@ from ceiling.train import loop
 NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
 
 MODEL = Section(
+    path=text("", doc="a checkpoint directory (Hugging Face layout): the prior is what it holds"),
+    preset=text("", doc="a published architecture by name, e.g. qwen3-0.6b: to plan with, or from scratch"),
     width=number(64, whole=True, low=1), ffn=number(128, whole=True, low=1), layers=number(2, whole=True, low=1),
     heads=number(4, whole=True, low=1), kv_heads=number(2, whole=True, low=1), head_dim=number(16, whole=True, low=2),
     rope_base=number(10_000.0, low=1), norm_eps=number(1e-6, low=0),
@@ -34,8 +38,6 @@ MODEL = Section(
     local_rope_base=number(10_000.0, low=1), rope_scaling=text("", choices=CHOICES["rope_scaling"]),
     rope_factor=number(1.0, low=1e-3), rope_low=number(1.0, low=1e-3), rope_high=number(4.0, low=1e-3),
     rope_trained_tokens=number(8192, whole=True, low=1), max_positions=number(32_768, whole=True, low=1),
-    lora_rank=number(0, whole=True, low=0, high=4096, doc="0: no adapters, every weight is trained"),
-    lora_alpha=number(16.0, low=0), lora_targets=text(" ".join(PROJECTIONS), doc="adapted projections"),
     embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
     param_dtype=text("float32", choices=("float32", "bfloat16")),
     compute_dtype=text("float32", choices=("float32", "bfloat16")),
@@ -49,8 +51,10 @@ EVAL = Section(
     margin=number(0.05, low=0, high=1, doc="pass@k difference that counts as no difference"),
     likelihood_samples=number(8, whole=True, low=0, doc="samples per problem scored under the base"),
     gain_samples=number(8, whole=True, low=2, doc="thoughts per problem for RLP's information gain"),
+    slots=loop.CONFIG.entries["slots"], max_verifier_errors=loop.CONFIG.entries["max_verifier_errors"],
 )  # fmt: skip
 PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
+TEACHER = PRETRAIN | Section(path=text("", doc="a checkpoint that teaches as it is; empty: the base, continued"))
 
 
 def section(config) -> Section:
@@ -67,7 +71,7 @@ def section(config) -> Section:
         mesh=Section(**{axis: number(1, whole=True, low=1) for axis in ("data", "fsdp", "tensor")}),
         data=Section(path=text("", doc="your own file, for tasks that read one")),
         task=tasks.module(config["task"]["name"]).CONFIG,
-        model=MODEL, prior=PRETRAIN, teacher=PRETRAIN,
+        model=MODEL, prior=PRETRAIN, teacher=TEACHER,
         budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), eval=EVAL,
@@ -106,7 +110,9 @@ def validate(config) -> dict:
             raise ConfigError(f"config.arms.{name}: the name is taken by the run's own stages; rename the arm")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
-    ModelConfig(vocab_size=1, **config["model"])  # its own checks
+    for name, entry in {"prior": config["prior"], **config["arms"]}.items():
+        _check_adapters(name, entry)
+    architecture(config["model"], vocab_size=1)  # its own checks
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
     n, k = config["eval"]["n"], config["eval"]["verdict_k"]
@@ -134,6 +140,17 @@ def validate(config) -> dict:
     return config
 
 
+def architecture(section: dict, vocab_size: int) -> ModelConfig:
+    """The model of a `config.model` section: spelled out, a preset's, or a checkpoint's."""
+    return source.architecture(section, vocab_size, MODEL.defaults().to_dict())
+
+
+def load_task(config: dict) -> tasks.Task:
+    """The task, on the user's data and with the checkpoint's tokenizer where there is one. Needs the sections
+    task, data and model; raises ConfigError in one line."""
+    return tasks.load(config["task"], config["data"], source.tokenizer(config["model"]))
+
+
 def check_against_task(config: dict, task) -> None:
     """Refuse what only the loaded task can tell: an hour of pretraining must not end in a message that was
     due before it. Raises ConfigError or ValueError in one line."""
@@ -144,12 +161,46 @@ def check_against_task(config: dict, task) -> None:
     for name, entry in config["arms"].items():
         try:
             task.training(mix_of(entry, config), entry["pool"])
-            regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+            rounds = regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+            for stop in {r.stop for r in rounds} - {None}:
+                if len(task.tokenizer.encode(stop)) != 1:
+                    raise ConfigError(f"{stop!r} ends a response but is not one token of the tokenizer")
         except ValueError as error:
             raise ConfigError(f"config.arms.{name}: {error}") from None
+    model = architecture(config["model"], task.tokenizer.vocab_size)
+    tokenizer_file.check_vocabulary(task.tokenizer, model.vocab_size)
+    _check_teacher(config, task, model)
     if math.prod(config["mesh"].values()) > 1:
-        model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config["model"])
         param_shardings(model, make_mesh(**config["mesh"]))
+
+
+def _check_adapters(name: str, entry: dict) -> None:
+    try:
+        loop.adapted(ModelConfig(vocab_size=1, width=2, ffn=1, layers=1, heads=1, kv_heads=1, head_dim=2), entry)
+    except ValueError as error:
+        raise ConfigError(f"config.arms.{name}: {error}") from None
+    if name == "prior" and entry["lora_rank"]:
+        raise ConfigError("config.prior.lora_rank: a model from scratch has nothing to adapt; set it in an arm")
+
+
+def _check_teacher(config: dict, task, model: ModelConfig) -> None:
+    """Token ids pass between teacher and student, so both must mean the same text by them."""
+    path = config["teacher"]["path"]
+    if not path:
+        return
+    teacher = source.tokenizer({"path": path})
+    if teacher.vocabulary != getattr(task.tokenizer, "vocabulary", None):
+        raise ConfigError(
+            f"config.teacher.path={path!r}: its vocabulary is not the student's, and token ids pass between them; "
+            "choose a teacher of the same family"
+        )
+    size = architecture({**MODEL.defaults().to_dict(), "path": path}, 0).vocab_size
+    logits = [name for name, entry in config["arms"].items() if entry.get("loss") == "divergence"]
+    if size != model.vocab_size and logits:
+        raise ConfigError(
+            f"config.arms.{logits[0]}.loss=divergence: the teacher's logits have {size} entries, the student's "
+            f"{model.vocab_size}; use loss=sequence"
+        )
 
 
 def mix_of(entry: dict, config: dict) -> dict:

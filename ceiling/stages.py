@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 
@@ -16,9 +17,12 @@ import jax
 import numpy as np
 
 from ceiling import ledger as accounts
+from ceiling import schema
 from ceiling.evals import sample as evaluation
 from ceiling.evals.records import Samples
+from ceiling.model import hf, source
 from ceiling.model.config import ModelConfig, init
+from ceiling.model.lora import add_lora
 from ceiling.model.policy import Policy
 from ceiling.model.sharding import make_mesh, place
 from ceiling.regimes import base as regimes
@@ -28,7 +32,7 @@ from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import score
 from ceiling.tasks import base as task_base
 from ceiling.train.checkpoint import load_params, save_params
-from ceiling.train.loop import Budget, Trainer, stream
+from ceiling.train.loop import Budget, Trainer, adapted, stream
 
 
 @dataclasses.dataclass
@@ -42,7 +46,7 @@ class Context:
 
     @functools.cached_property
     def task(self) -> task_base.Task:
-        return task_base.load(self.settings["task"], self.settings["data"])
+        return schema.load_task(self.settings)
 
     @functools.cached_property
     def mesh(self):
@@ -50,64 +54,102 @@ class Context:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        return ModelConfig(vocab_size=self.task.tokenizer.vocab_size, **self.settings["model"])
+        return schema.architecture(self.settings["model"], self.task.tokenizer.vocab_size)
 
     @property
     def seed(self) -> int:
         return self.settings["seed"]
 
-    def params(self, name: str):
-        return load_params(self.needs[name] / "params", self.model, self.mesh)
-
     def policy(self, name: str) -> Policy:
-        return Policy(self.params(name), self.model, (self.task.tokenizer.eos_id,))
+        """The model that an input stage made, or the checkpoint that it names."""
+        policy = load_policy(self.needs[name], self.model, self.mesh)
+        return policy.replace(stop_ids=self.task.tokenizer.stop_ids)
 
     def write_json(self, name: str, value) -> None:
         (self.out / name).write_text(json.dumps(value))
 
 
+def load_policy(directory: pathlib.Path, model: ModelConfig, mesh) -> Policy:
+    """The policy in a stage's output directory, without stop tokens: its own parameters (with the adapters that
+    `adapters.json` describes), or those of the checkpoint that `checkpoint.json` points at."""
+    pointer, adapters = directory / "checkpoint.json", directory / "adapters.json"
+    if pointer.exists():
+        path = json.loads(pointer.read_text())["path"]
+        config, params = hf.load(path, mesh=mesh, dtype=model.param_dtype)
+        runtime = {key: getattr(model, key) for key in source.RUNTIME}
+        return Policy(params, dataclasses.replace(config, **runtime), ())
+    if adapters.exists():
+        model = dataclasses.replace(model, **json.loads(adapters.read_text()))
+    return Policy(load_params(directory / "params", model, mesh), model, ())
+
+
 def prior(context: Context) -> None:
-    """Pretrain the base model on the task's prior corpus and check that it executes what it was shown."""
+    """The base model: a checkpoint as it is, or one pretrained here on the task's prior corpus. Then the gate: does it
+    execute what it was shown?"""
+    if path := context.settings["model"]["path"]:
+        context.write_json("checkpoint.json", {"path": str(pathlib.Path(path).absolute())})
+        return
     params = place(init(context.model, jax.random.key(context.seed)), context.model, context.mesh)
-    trained = _pretrain(context, params, "prior")
+    trained = _pretrain(context, Policy(params, context.model, ()), "prior")
     gate = context.task.gate()
     if gate is not None:
         problems, forced, threshold = gate
-        policy = Policy(trained.params, context.model, (context.task.tokenizer.eos_id,))
+        policy = Policy(trained.params, context.model, context.task.tokenizer.stop_ids)
         value = evaluation.accuracy(policy, context.task, problems, forced=forced, n=16, seed=stream(context.seed, 1))
         context.write_json("gate.json", {"name": "executed-skill accuracy", "value": value,
                                          "threshold": threshold, "passed": value >= threshold})  # fmt: skip
 
 
 def teacher(context: Context) -> None:
-    """Continue the base model on the teacher's corpus, which shows what the prior lacks."""
-    _pretrain(context, context.params("prior"), "teacher")
+    """A checkpoint as it is, or the base model continued on the teacher's corpus, which shows what the prior lacks."""
+    if path := context.settings["train"]["path"]:
+        context.write_json("checkpoint.json", {"path": str(pathlib.Path(path).absolute())})
+        return
+    _pretrain(context, context.policy("prior"), "teacher")
 
 
-def _pretrain(context: Context, params, kind: str):
+def _pretrain(context: Context, start: Policy, kind: str):
     cfg = context.settings["train"]
     rows = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
     documents = context.task.corpus(kind, stream(context.seed, 2), cfg["steps"] * rows)
     trainer = Trainer(
-        regimes.load("sft"), cfg, context.model, params, context.task, models={}, seed=context.seed,
+        regimes.load("sft"), cfg, with_adapters(start, cfg, context.seed), context.task, models={}, seed=context.seed,
         budget=Budget(steps=cfg["steps"]), mesh=context.mesh,
         corpus=lambda start, count: documents[start : start + count],
     )  # fmt: skip
     return _train(context, trainer)
 
 
+class _Models(dict):
+    """Models by name, loaded when one is first asked for: most arms need neither teacher nor reference."""
+
+    def __init__(self, load: Callable[[str], Policy]):
+        super().__init__()
+        self.load = load
+
+    def __missing__(self, name: str) -> Policy:
+        self[name] = self.load("prior" if name == "reference" else name)
+        return self[name]
+
+
 def arm(context: Context) -> None:
     """Train one arm from the prior until its budget is spent."""
     s = context.settings
     cfg, regime = s["arm"], regimes.load(s["arm"]["regime"])
-    start = context.params("prior")
-    models = {name: context.params(name) for name in context.needs if name != "prior"}
-    models["reference"] = jax.tree.map(lambda x: x.copy(), start)
     corpus = functools.partial(_replay, context.task, stream(context.seed, 3))
     budget = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"])
-    trainer = Trainer(regime, cfg, context.model, start, context.task, models=models, seed=context.seed,
+    start = with_adapters(context.policy("prior"), cfg, context.seed)
+    trainer = Trainer(regime, cfg, start, context.task, models=_Models(context.policy), seed=context.seed,
                       budget=budget, mesh=context.mesh, corpus=corpus)  # fmt: skip
     _train(context, trainer)
+
+
+def with_adapters(policy: Policy, cfg: dict, seed: int) -> Policy:
+    """The policy with an arm's fresh adapters, or as it is."""
+    config = adapted(policy.config, cfg)
+    if not config.lora_rank:
+        return policy
+    return policy.replace(params=add_lora(policy.params, config, jax.random.key(seed)), config=config)
 
 
 def _replay(task, seed: int, start: int, count: int):
@@ -128,6 +170,10 @@ def _train(context: Context, trainer: Trainer):
 
     trained = trainer.run(report)
     save_params(context.out / "params", trained.params)
+    config = trainer.model_config
+    if config.lora_rank:
+        context.write_json("adapters.json", {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha,
+                                             "lora_targets": list(config.lora_targets)})  # fmt: skip
     context.write_json("ledger.json", trained.ledger.to_json())
     with open(context.out / "metrics.jsonl", "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in trained.curve)
@@ -140,10 +186,12 @@ def evaluate(context: Context) -> None:
     policy, ledger = context.policy("policy"), accounts.Ledger()
     samples = evaluation.evaluate(
         policy, task, n=s["n"], seed=stream(context.seed, 5, s["draw"]), temperature=s["temperature"],
-        top_p=s["top_p"], ledger=ledger,
+        top_p=s["top_p"], slots=s["slots"], ledger=ledger, store=context.out / "records",
+        max_verifier_errors=s["max_verifier_errors"],
         report=lambda done, total, tokens: context.report({"progress": done / total, "tokens": tokens}),
     )  # fmt: skip
     samples.save(context.out / "records.parquet")
+    shutil.rmtree(context.out / "records")
     if s["likelihood_samples"]:
         _likelihood(context, samples, policy, ledger, min(s["likelihood_samples"], s["n"]))
     context.write_json("ledger.json", ledger.to_json())
@@ -188,8 +236,8 @@ def gain(context: Context) -> None:
     prompts = [encode(p.context) for p in passages]
     stop = task.tokenizer.encode(passages[0].stop)[0]
     out = generate(
-        Policy(policy.params, policy.config, (stop,)), prompts, n=s["n"], max_new_tokens=s["max_thought_tokens"],
-        seed=stream(context.seed, 7), problem_ids=[p.id for p in problems],
+        policy.replace(stop_ids=(stop,)), prompts, n=s["n"], max_new_tokens=s["max_thought_tokens"],
+        seed=stream(context.seed, 7), problem_ids=[p.id for p in problems], slots=s["slots"],
     )  # fmt: skip
 
     def thought(i, j, context_of):
@@ -229,3 +277,4 @@ def _mean_row(metric: str, value_PJ: np.ndarray) -> dict:
 
 
 STAGES = {"prior": prior, "teacher": teacher, "arm": arm, "evaluate": evaluate, "gain": gain}
+RESUMABLE = ("evaluate",)  # kinds that continue from what an unfinished directory of theirs holds

@@ -2,7 +2,8 @@
 
 A worker is `python -m ceiling.workers`: it reads one JSON job per line, runs it, and answers with JSON
 events. It ends when its input closes, so a killed run leaves no orphan behind. A stage writes into
-`<key>.tmp`, renamed to `<key>` when complete: an output directory exists whole or not at all.
+`<key>.tmp`, renamed to `<key>` when complete: an output directory exists whole or not at all. A resumable
+stage finds its own earlier `.tmp` and continues in it; the key says that it belongs to the same settings.
 """
 
 import json
@@ -49,8 +50,9 @@ def perform(job: dict, report: Callable[[dict], None]) -> None:
 
     out = pathlib.Path(job["out"])
     temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if job["kind"] not in stages.RESUMABLE:
+        shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     needs = {name: pathlib.Path(path) for name, path in job["needs"].items()}
     last = 0.0
 

@@ -63,6 +63,11 @@ class FileTokenizer:
         sha.update(json.dumps(special, sort_keys=True).encode())
         return sha.hexdigest()
 
+    @functools.cached_property
+    def vocabulary(self) -> str:
+        """SHA-256 of which id means which token: equal for two tokenizers whose ids may be exchanged."""
+        return hashlib.sha256(json.dumps(self._core.get_vocab(with_added_tokens=True), sort_keys=True).encode()).hexdigest()
+
     def _stop_ids(self, settings: dict) -> tuple[int, ...]:
         """The named end token first, then every end id of the generation and model settings."""
         found = [self._named_id("eos_token")]

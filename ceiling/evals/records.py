@@ -9,10 +9,12 @@ process (1 valid, 0 invalid, -1 not judged), answer, strategy (text, empty where
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ceiling.tasks.base import Outcome
@@ -62,9 +64,25 @@ class Samples:
     def tokens(self, problem: int, sample: int) -> np.ndarray:
         return self.table["tokens"][problem * self.n + sample].values.to_numpy()
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Response tokens, int[problems, n], the stop token counted."""
+        return pc.list_value_length(self.table["tokens"]).to_numpy().reshape(self.problems, self.n)
+
     def save(self, path: str | pathlib.Path) -> None:
+        """Write one file; it appears whole or not at all."""
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"ceiling": json.dumps(self.meta)}
-        pq.write_table(self.table.replace_schema_metadata(metadata), path, compression="zstd")
+        pq.write_table(self.table.replace_schema_metadata(metadata), f"{path}.part", compression="zstd")
+        os.replace(f"{path}.part", path)
+
+    @classmethod
+    def joined(cls, parts: list["Samples"], meta: dict) -> "Samples":
+        """The samples of several runs of problems as one, in order."""
+        table = pa.concat_tables([part.table for part in parts]).unify_dictionaries().combine_chunks()
+        groups = [group for part in parts for group in part.groups]
+        return cls(table, {**meta, "problems": len(groups), "groups": groups})
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Samples":

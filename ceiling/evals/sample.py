@@ -6,6 +6,7 @@ Example:
 """
 
 import hashlib
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -17,76 +18,90 @@ from ceiling.evals.records import Recorder, Samples
 from ceiling.model.policy import Policy
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import score
-from ceiling.tasks.base import Outcome, Task, Verifier
+from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
+
+CHUNK_TOKENS = 1 << 26  # response tokens held at once
 
 
 def evaluate(
-    policy: Policy, task: Task, *, n: int, seed: int, temperature: float = 1.0, top_p: float = 1.0,
+    policy: Policy, task: Task, *, n: int, seed: int, temperature: float = 1.0, top_p: float = 1.0, slots: int = 512,
     problems=None, ledger: accounts.Ledger | None = None, report: Callable[[int, int, int], None] | None = None,
-    chunk_requests: int = 16_384,
+    chunk_requests: int | None = None, store: str | pathlib.Path | None = None, max_verifier_errors: float = 1.0,
 ) -> Samples:
     """Draw and judge n responses per problem (the task's evaluation problems by default).
 
-    Noise depends on (seed, problem, sample) only: chunking and device count change nothing. report
-    is called with (problems done, problems in all, tokens so far). Work is charged to "evaluate".
+    Noise depends on (seed, problem, sample) only: chunking and device count change nothing. Problems are worked
+    on in chunks of about chunk_requests samples; store: a directory that gets each chunk as it is done, and from
+    which a call that was killed continues. report is called with (problems done, problems in all, tokens so
+    far). Work is charged to "evaluate". Raises RuntimeError if the verifier fails on more than
+    max_verifier_errors of a chunk.
     """
     problems = task.evaluation() if problems is None else problems
     if n < 1 or not problems:
         raise ValueError(f"evaluate: n={n} samples of {len(problems)} problems; both must be at least 1")
-    verify, recorder = Verifier(task), Recorder()
-    encode = task.tokenizer.encode
-    per_call = max(1, chunk_requests // n)
-    tokens_so_far = 0
-    for start in range(0, len(problems), per_call):
-        part = problems[start : start + per_call]
-        prompts = [encode(p.prompt) for p in part]
-        began = time.perf_counter()
-        out = generate(
-            policy, prompts, n=n, max_new_tokens=task.max_response_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, problem_ids=[p.id for p in part], chunk_requests=chunk_requests,
-        )  # fmt: skip
-        for i, problem in enumerate(part):
-            _record(recorder, verify, problem, start + i, out, i)
-        tokens_so_far += int(out.lengths.sum())
-        if ledger is not None:
-            ledger.charge(
-                "evaluate", "policy", seconds=time.perf_counter() - began, sequences=out.lengths.size,
-                flops=accounts.sampling_flops(policy.config, [len(p) for p in prompts], out.lengths),
-                tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
-            )  # fmt: skip
-        if report is not None:
-            report(start + len(part), len(problems), tokens_so_far)
+    chunk_requests = chunk_requests or max(1, min(16_384, CHUNK_TOKENS // task.max_response_tokens))
+    per_call, verify, parts, tokens_so_far = max(1, chunk_requests // n), Verifier(task), [], 0
     template = hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16]
-    return recorder.samples({
-        "task": task.name, "problems": len(problems), "n": n, "seed": seed, "temperature": temperature,
-        "top_p": top_p, "groups": [p.group for p in problems], "prompts_sha256": template,
-    })  # fmt: skip
+    meta = {
+        "task": task.name, "n": n, "seed": seed, "temperature": temperature, "top_p": top_p,
+        "prompts_sha256": template, "tokenizer_sha256": task.tokenizer.identity, **getattr(task, "provenance", {}),
+    }  # fmt: skip
+    for start in range(0, len(problems), per_call):
+        here = problems[start : start + per_call]
+        path = store and pathlib.Path(store) / f"{start:06d}.parquet"
+        if path and path.exists():
+            part = Samples.load(path)
+        else:
+            sampling = dict(n=n, seed=seed, temperature=temperature, top_p=top_p, slots=slots)
+            part = _chunk(policy, verify, here, start, sampling, chunk_requests, meta)
+            check_errors(task, part.matrix("outcome").ravel(), max_verifier_errors)
+            if path:
+                part.save(path)
+        if ledger is not None:
+            ledger.merge(accounts.Ledger.from_json(part.meta["ledger"]))
+        parts.append(part)
+        tokens_so_far += int(part.lengths.sum())
+        if report is not None:
+            report(start + len(here), len(problems), tokens_so_far)
+    return Samples.joined(parts, meta)
 
 
-def _record(recorder: Recorder, verify: Verifier, problem, index: int, out, i: int) -> None:
-    """Judge and store the samples of one problem; equal responses are decoded and judged once."""
-    n = out.lengths.shape[1]
-    responses = [out.response(i, j) for j in range(n)]
-    judged: dict[bytes, object] = {}
-    verdicts = []
-    for tokens in responses:
-        key = tokens.tobytes()
-        if key not in judged:
-            judged[key] = verify(problem, verify.task.tokenizer.decode(tokens))
-        verdicts.append(judged[key])
-    recorder.add(
-        responses,
-        problem=np.full(n, index, np.int32),
-        problem_id=np.full(n, problem.id, np.uint32),
-        group=[problem.group] * n,
-        sample=np.arange(n, dtype=np.int32),
-        logprob=out.logprobs[i].sum(axis=1).astype(np.float32),
-        stopped=out.stopped[i],
-        outcome=np.array([v.outcome for v in verdicts], np.int8),
-        process=np.array([-1 if v.process is None else int(v.process) for v in verdicts], np.int8),
-        answer=[v.answer or "" for v in verdicts],
-        strategy=[v.strategy or "" for v in verdicts],
-    )
+def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk_requests: int, meta: dict) -> Samples:
+    """Samples of a few problems, with what they cost in their meta."""
+    encode, n, began = verify.task.tokenizer.encode, sampling["n"], time.perf_counter()
+    prompts, recorder, ledger = [encode(p.prompt) for p in problems], Recorder(), accounts.Ledger()
+    out = generate(policy, prompts, max_new_tokens=verify.task.max_response_tokens,
+                   problem_ids=[p.id for p in problems], chunk_requests=chunk_requests, **sampling)  # fmt: skip
+    for i, (problem, verdicts) in enumerate(zip(problems, _judged(verify, problems, out), strict=True)):
+        recorder.add(
+            [out.response(i, j) for j in range(n)],
+            problem=np.full(n, start + i, np.int32), problem_id=np.full(n, problem.id, np.uint32),
+            group=[problem.group] * n, sample=np.arange(n, dtype=np.int32),
+            logprob=out.logprobs[i].sum(axis=1).astype(np.float32), stopped=out.stopped[i],
+            outcome=np.array([v.outcome for v in verdicts], np.int8),
+            process=np.array([-1 if v.process is None else int(v.process) for v in verdicts], np.int8),
+            answer=[v.answer or "" for v in verdicts], strategy=[v.strategy or "" for v in verdicts],
+        )  # fmt: skip
+    ledger.charge(
+        "evaluate", "policy", seconds=time.perf_counter() - began, sequences=out.lengths.size,
+        flops=accounts.sampling_flops(policy.config, [len(p) for p in prompts], out.lengths),
+        tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
+    )  # fmt: skip
+    own = {"problems": len(problems), "groups": [p.group for p in problems], "ledger": ledger.to_json()}
+    return recorder.samples({**meta, **own})
+
+
+def _judged(verify: Verifier, problems, out) -> list[list]:
+    """Verdicts [problem][sample]; equal responses are decoded and judged once, all of them in one batch."""
+    n, distinct = out.lengths.shape[1], {}
+    keys = [[(i, out.response(i, j).tobytes()) for j in range(n)] for i in range(len(problems))]
+    for i, row in enumerate(keys):
+        for j, key in enumerate(row):
+            distinct.setdefault(key, (i, j))
+    decode = verify.task.tokenizer.decode
+    verdicts = verify.many([(problems[i], decode(out.response(i, j))) for i, j in distinct.values()])
+    known = dict(zip(distinct, verdicts, strict=True))
+    return [[known[key] for key in row] for row in keys]
 
 
 def likelihood(samples: Samples, task: Task, problems, policy: Policy, *, per_problem: int):

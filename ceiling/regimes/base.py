@@ -86,7 +86,7 @@ class Regime:
     loss(params, batch, frozen, forward, cfg) -> (sum, denominator, {metric: (sum, denominator)}).
     rounds(cfg, task, rng) -> sampling rounds of this step.
     scores(material, cfg) -> {name: ScoreRequest}.
-    frozen(cfg) -> models whose parameters the loss itself runs ("teacher", "reference").
+    frozen(cfg) -> models that the loss itself runs ("teacher", "reference"): it gets them as Policies.
     init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime.
     metrics(material, cfg) -> {name: value} on the host, for the training curves.
     """

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from ceiling.config import Section, number, text
 from ceiling.model.logprobs import log_softmax_at, map_chunks
+from ceiling.model.sequences import Forward
 from ceiling.model.transformer import unembed
 from ceiling.regimes.base import Material, Regime, Round, negative_log_likelihood, response_example
 
@@ -73,11 +74,12 @@ def examples(material: Material, cfg):
 def loss(params, batch, frozen, forward, cfg):
     if cfg["loss"] == "sequence":
         return negative_log_likelihood(params, batch, forward)
+    teacher = frozen["teacher"]
     student_MD = forward.activations(params, batch)
-    teacher_MD = jax.lax.stop_gradient(forward.activations(frozen["teacher"], batch))
+    teacher_MD = jax.lax.stop_gradient(Forward(teacher.config).activations(teacher.params, batch))
 
     def chunk(student_CD, teacher_CD):
-        teacher_CV = jax.lax.stop_gradient(unembed(frozen["teacher"], forward.config, teacher_CD))
+        teacher_CV = jax.lax.stop_gradient(unembed(teacher.params, teacher.config, teacher_CD))
         student_CV = unembed(params, forward.config, student_CD)
         return token_divergence(student_CV, teacher_CV, cfg["beta"], cfg["kd_temperature"])
 

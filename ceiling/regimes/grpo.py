@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ceiling.config import Section, flag, number, text
+from ceiling.model.sequences import Forward
 from ceiling.regimes.base import Material, Regime, Round, ScoreRequest, response_example
 from ceiling.tasks.rewards import REWARDS
 
@@ -257,7 +258,8 @@ def loss(params, batch, frozen, forward, cfg):
     in_loss = cfg["kl"] != "none" and cfg["kl_in"] == "loss"
     ref_logp_BT = None
     if in_loss:
-        ref_logp_BT, _ = forward.logprobs(frozen["reference"], batch, temperature=cfg["temperature"])
+        reference = frozen["reference"]
+        ref_logp_BT, _ = Forward(reference.config).logprobs(reference.params, batch, temperature=cfg["temperature"])
     kl = cfg["kl"] if in_loss else None
     return surrogate_from_batch(params, batch, forward, cfg, ref_logp_BT, kl, cfg["kl_beta"])
 

@@ -166,3 +166,12 @@ class Verifier:
             return self.task.verify(problem, response)
         except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
             return Verdict(Outcome.ERROR)
+
+
+def check_errors(task: Task, outcomes, limit: float) -> None:
+    """Stop when more than `limit` of a batch could not be judged: errors would pass for wrong answers."""
+    if np.mean(np.asarray(outcomes) == Outcome.ERROR) > limit:
+        raise RuntimeError(
+            f"{task.name}: the verifier failed on more than {limit:.0%} of a batch; its errors would be counted as "
+            "wrong answers. Fix the verifier or the data"
+        )

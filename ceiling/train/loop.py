@@ -7,7 +7,7 @@ run again gives the same result. The loop stops at the step that lands nearest t
 import collections
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ import numpy as np
 from ceiling import ledger as accounts
 from ceiling.config import Section, flag, number, table, text
 from ceiling.data import order, packing
-from ceiling.model.config import ModelConfig
+from ceiling.model.config import PROJECTIONS, ModelConfig
+from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding
 from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import executed_tokens, score
-from ceiling.tasks.base import Outcome, Task, Verifier
+from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
 from ceiling.train import optim
 from ceiling.train.step import init_state, make_step
 
@@ -41,6 +42,10 @@ CONFIG = optim.CONFIG | Section(
     mix=table({}, low=0, doc="share of training problems by group; empty: config.train.mix"),
     max_skipped=number(20, whole=True, low=0, doc="non-finite updates tolerated before the arm stops"),
     max_verifier_errors=number(0.05, low=0, high=1, doc="share of verifier errors that stops the arm"),
+    slots=number(512, whole=True, low=1, doc="sequences decoded at once; their cache is what sampling keeps in memory"),
+    lora_rank=number(0, whole=True, low=0, high=4096, doc="rank of the trained adapters; 0: every weight is trained"),
+    lora_alpha=number(16.0, low=0, doc="adapters are added times alpha / rank"),
+    lora_targets=text(" ".join(PROJECTIONS), doc="adapted projections"),
 )
 
 
@@ -74,12 +79,20 @@ class Trained:
     curve: list[dict]
 
 
-class Trainer:
-    """The mutable things of one arm: state, ledger, curve. `run` is the loop."""
+def adapted(config: ModelConfig, cfg) -> ModelConfig:
+    """The model that an arm trains: the base, with the arm's adapters if it has any."""
+    return dataclasses.replace(config, **{key: cfg[key] for key in ("lora_rank", "lora_alpha", "lora_targets")})
 
-    def __init__(self, regime: Regime, cfg, model_config: ModelConfig, params, task: Task, *,
-                 models: dict, seed: int, budget: Budget, mesh, corpus: Callable):  # fmt: skip
-        self.regime, self.model_config, self.task, self.seed = regime, model_config, task, seed
+
+class Trainer:
+    """The mutable things of one arm: state, ledger, curve. `run` is the loop.
+
+    policy: what is trained, with fresh adapters if the arm has them; its parameters are donated. models: name
+    ("teacher", "reference") -> Policy, read when the regime first asks for one."""
+
+    def __init__(self, regime: Regime, cfg, policy: Policy, task: Task, *,
+                 models: Mapping[str, Policy], seed: int, budget: Budget, mesh, corpus: Callable):  # fmt: skip
+        self.regime, self.model_config, self.task, self.seed = regime, policy.config, task, seed
         self.budget, self.models, self.mesh, self.corpus = budget, models, mesh, corpus
         rounds = regime.rounds(cfg, task, np.random.default_rng(0))
         longest = max((r.max_tokens for r in rounds), default=task.max_response_tokens)
@@ -90,14 +103,14 @@ class Trainer:
         self.frozen = {name: models[name] for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
         self.max_tokens += task.max_response_tokens
-        aux = regime.init_aux(params, cfg) if regime.init_aux else None
-        optimiser = optim.make(cfg)
-        forward = Forward(model_config)
+        aux = regime.init_aux(policy.params, cfg) if regime.init_aux else None
+        optimiser, trained = optim.make(cfg), trainable(policy.config)
+        forward = Forward(policy.config)
         after = regime.after_update
-        self.state = init_state(params, optimiser, aux)
+        self.state = init_state(policy.params, optimiser, aux, trained)
         self.update = make_step(
             lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
-            after and (lambda aux, params: after(aux, params, cfg)),
+            after and (lambda aux, params: after(aux, params, cfg)), trained,
         )  # fmt: skip
 
     def run(self, report: Callable[[dict], None]) -> Trained:
@@ -149,50 +162,47 @@ class Trainer:
 
     def _sample(self, material: Material, spec, step: int, round_: int) -> list[list[Sample]]:
         start = time.perf_counter()
-        tokenizer, task = self.task.tokenizer, self.task
-        stop = tokenizer.eos_id if spec.stop is None else tokenizer.encode(spec.stop)[0]
+        tokenizer = self.task.tokenizer
+        stops = tokenizer.stop_ids if spec.stop is None else tuple(tokenizer.encode(spec.stop))
         prompts = [material.encode(text) for text in spec.prompts(material)]
+        sampler = self._policy(spec.model).replace(stop_ids=stops)
         out = generate(
-            Policy(self._params(spec.model), self.model_config, (stop,)), prompts, n=spec.n,
-            max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"], seed=stream(self.seed, step, round_),
-            problem_ids=noise_ids(material.problems), slots=256,
+            sampler, prompts, n=spec.n, max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"],
+            seed=stream(self.seed, step, round_), problem_ids=noise_ids(material.problems), slots=self.cfg["slots"],
         )  # fmt: skip
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
-            flops=accounts.sampling_flops(self.model_config, [len(p) for p in prompts], out.lengths),
+            flops=accounts.sampling_flops(sampler.config, [len(p) for p in prompts], out.lengths),
             tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
         )  # fmt: skip
         start = time.perf_counter()
-        groups = []
-        for i, problem in enumerate(material.problems):
-            group = []
-            for j in range(spec.n):
-                tokens = out.response(i, j)
-                verdict = self.verify(problem, tokenizer.decode(tokens)) if spec.judged else None
-                logprobs = out.logprobs[i, j, : len(tokens)]
-                group.append(Sample(prompts[i], tokens, logprobs, bool(out.stopped[i, j]), verdict))
-            groups.append(group)
+        pairs = [(i, j) for i in range(len(prompts)) for j in range(spec.n)]
+        verdicts = [None] * len(pairs)
         if spec.judged:
-            verdicts = [s.verdict.outcome for group in groups for s in group]
-            for outcome in Outcome:
-                self.ledger.count(f"verdicts {outcome.name.lower()}", verdicts.count(outcome))
-            if np.mean([v is Outcome.ERROR for v in verdicts]) > self.cfg["max_verifier_errors"]:
-                raise RuntimeError(
-                    f"{task.name}: the verifier failed on more than {self.cfg['max_verifier_errors']:.0%} of a "
-                    "batch; its errors would be counted as wrong answers. Fix the verifier or the data"
-                )
+            responses = [(material.problems[i], tokenizer.decode(out.response(i, j))) for i, j in pairs]
+            verdicts = self.verify.many(responses)
+            self._count_verdicts([v.outcome for v in verdicts])
             self.ledger.charge("verify", spec.model, seconds=time.perf_counter() - start)
-        return groups
+        samples = [
+            Sample(prompts[i], out.response(i, j), out.logprobs[i, j, : out.lengths[i, j]], bool(out.stopped[i, j]), v)
+            for (i, j), v in zip(pairs, verdicts, strict=True)
+        ]  # fmt: skip
+        return [samples[i * spec.n : (i + 1) * spec.n] for i in range(len(prompts))]
+
+    def _count_verdicts(self, outcomes: list[Outcome]) -> None:
+        for outcome in Outcome:
+            self.ledger.count(f"verdicts {outcome.name.lower()}", outcomes.count(outcome))
+        check_errors(self.task, outcomes, self.cfg["max_verifier_errors"])
 
     def _score(self, request) -> list[np.ndarray]:
         start = time.perf_counter()
+        judge = self._policy(request.model)
         logprobs, _ = score(
-            self._params(request.model), self.model_config, request.examples, max_tokens=self.max_tokens,
-            temperature=request.temperature,
-        )  # fmt: skip
+            judge.params, judge.config, request.examples, max_tokens=self.max_tokens, temperature=request.temperature
+        )
         lengths = [len(e.tokens) for e in request.examples]
         self.ledger.charge(
-            "score", request.model, flops=accounts.forward_flops(self.model_config, lengths),
+            "score", request.model, flops=accounts.forward_flops(judge.config, lengths),
             tokens=sum(lengths), executed_tokens=executed_tokens(len(lengths), self.max_tokens),
             sequences=len(lengths), seconds=time.perf_counter() - start,
         )  # fmt: skip
@@ -213,12 +223,11 @@ class Trainer:
                 batch, lengths = self._batch(mine, total // cfg["minibatches"])
                 self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr))
                 executed = batch.tokens_RW.size
-                flops = accounts.forward_flops(self.model_config, lengths)
-                self.ledger.charge("train", "policy", flops=accounts.TRAIN_FACTOR * flops, tokens=sum(lengths),
-                                   executed_tokens=executed, sequences=len(lengths))  # fmt: skip
-                for name in self.frozen:
-                    self.ledger.charge("score", name, flops=flops, tokens=sum(lengths), executed_tokens=executed,
-                                       sequences=len(lengths))  # fmt: skip
+                done = dict(tokens=sum(lengths), executed_tokens=executed, sequences=len(lengths))
+                flops = accounts.train_flops(self.model_config, lengths)
+                self.ledger.charge("train", "policy", flops=flops, **done)
+                for name, model in self.frozen.items():
+                    self.ledger.charge("score", name, flops=accounts.forward_flops(model.config, lengths), **done)
         supervised = sum(int(e.mask[1:].sum()) for e in examples)  # nothing predicts token 0
         self.ledger.count("supervised tokens", cfg["epochs"] * supervised)
         self.ledger.count("empty training slots", total - len(examples))
@@ -246,10 +255,10 @@ class Trainer:
             batch = jax.device_put(batch, batch_sharding(self.mesh, leading=1))
         return batch, lengths
 
-    def _params(self, model: str):
-        if model == "policy":
-            return self.state.params
-        return self.state.aux if model == "ema" else self.models[model]
+    def _policy(self, model: str) -> Policy:
+        if model in ("policy", "ema"):
+            return Policy(self.state.params if model == "policy" else self.state.aux, self.model_config, ())
+        return self.models[model]
 
     def _settle(self, pending: dict | None, report) -> None:
         """Fetch the metrics of a dispatched step (the wait is charged to training) and report them."""

@@ -12,7 +12,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
+
+from ceiling.model.config import unflatten
 
 
 @flax.struct.dataclass
@@ -27,10 +30,24 @@ class TrainState:
     skipped: jax.Array
 
 
-def init_state(params, optimiser: optax.GradientTransformation, aux=None) -> TrainState:
-    """A fresh state on the mesh of `params`. Its counters go there too: a first call whose arguments lie
-    elsewhere than its results would compile the whole step twice."""
-    state = TrainState(params, optimiser.init(params), aux, jnp.int32(0), jnp.int32(0))
+def split(params, trainable: frozenset[str] | None) -> tuple[dict, dict]:
+    """(trained, frozen) parts of a parameter tree by path ("layers/wq"); None: everything is trained."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    mine = {path: leaf for path, leaf in flat.items() if trainable is None or path in trainable}
+    return unflatten(mine), unflatten({path: leaf for path, leaf in flat.items() if path not in mine})
+
+
+def join(trained, frozen) -> dict:
+    """The tree that `split` took apart."""
+    parts = (traverse_util.flatten_dict(part, sep="/") for part in (trained, frozen))
+    return unflatten({path: leaf for part in parts for path, leaf in part.items()})
+
+
+def init_state(params, optimiser: optax.GradientTransformation, aux=None, trainable=None) -> TrainState:
+    """A fresh state on the mesh of `params`; the optimiser holds the trained part only. Its counters go there
+    too: a first call whose arguments lie elsewhere than its results would compile the whole step twice."""
+    opt_state = optimiser.init(split(params, trainable)[0])
+    state = TrainState(params, opt_state, aux, jnp.int32(0), jnp.int32(0))
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding):
         return state
@@ -39,38 +56,47 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None) -> Tra
     return jax.tree.map(lambda leaf: leaf if placed(leaf) else jax.device_put(leaf, everywhere), state)
 
 
-def make_step(loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None):
+def make_step(
+    loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None,
+    trainable: frozenset[str] | None = None,
+):
     """`step(state, microbatches, frozen, lr) -> (state, metrics)`, jitted, `state` donated.
 
     loss(params, batch, frozen) -> (sum, denominator, {name: (sum, denominator)}).
-    microbatches: a Batch with a leading micro-batch axis. after_update(aux, params) -> aux.
+    microbatches: a Batch with a leading micro-batch axis. after_update(aux, params) -> aux. trainable: paths
+    of the parameters that change (None: all); gradients and optimiser state exist for them alone.
     An update with a non-finite gradient is skipped and counted, never applied; the caller stops
     after a limit. Metrics come back as scalars on the device: fetch them one step late.
     """
 
-    def total(params, batch, frozen):
-        loss_sum, denominator, metrics = loss(params, batch, frozen)
-        return loss_sum, (denominator, metrics)
-
     def step(state: TrainState, microbatches, frozen, lr):
+        mine, rest = split(state.params, trainable)
+
+        def total(mine, batch):
+            loss_sum, denominator, metrics = loss(join(mine, rest), batch, frozen)
+            return loss_sum, (denominator, metrics)
+
+        differentiate = jax.value_and_grad(total, has_aux=True)
+
         def accumulate(carry, batch):
-            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(state.params, batch, frozen)
+            (loss_sum, aux), grads = differentiate(mine, batch)
             return jax.tree.map(jnp.add, carry, (loss_sum, aux, grads)), None
 
         one = jax.tree.map(lambda leaf: leaf[0], microbatches)
-        shapes = jax.eval_shape(jax.value_and_grad(total, has_aux=True), state.params, one, frozen)
+        shapes = jax.eval_shape(differentiate, mine, one)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (*shapes[0], shapes[1]))
         (loss_sum, (denominator, metrics), grads), _ = jax.lax.scan(accumulate, zeros, microbatches)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
-        aux = after_update(state.aux, params) if after_update else state.aux
+        updates, opt_state = optimiser.update(grads, state.opt_state, mine)
+        updated = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), mine, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+        params = join(keep(updated, mine), rest)
+        aux = after_update(state.aux, params) if after_update else state.aux
         state = TrainState(
-            params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
+            params=params, opt_state=keep(opt_state, state.opt_state),
             aux=keep(aux, state.aux), step=state.step + 1, skipped=state.skipped + ~good,
         )  # fmt: skip
         out = {name: s / jnp.maximum(d, 1e-9) for name, (s, d) in metrics.items()}

@@ -110,7 +110,7 @@ def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
 def make(config, data, tokenizer=None) -> Lab:
     """The lab reads no user data and has an alphabet of its own: a checkpoint's tokenizer is refused."""
     if tokenizer is not None:
-        raise ConfigError("config.model.path: the lab is trained from scratch on its own alphabet; leave the path empty")
+        raise ConfigError("config.model.path: the lab has an alphabet of its own and trains from scratch; leave it out")
     return Lab(config)
 
 
