@@ -12,6 +12,7 @@ Example:
     --config.task.tasks="lcm chain_sum" --config.data.path=runs/gym.jsonl
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -28,7 +29,7 @@ from ceiling.data import mixture, prompts, sources
 from ceiling.data.tokens import ByteTokenizer
 from ceiling.tasks import gym_worker
 from ceiling.tasks.base import Document, Group, Outcome, Passage, Problem, Verdict
-from ceiling.tasks.questions import MARK, first_token
+from ceiling.tasks.questions import MARK, first_token, fitting_documents
 
 MAX_ANSWER = 4000  # characters; longer ones are not scored
 
@@ -118,9 +119,12 @@ class Gym:
         return mixture.pool(self._training, dict(mix), size)
 
     def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
-        training = [problem for group in self._training.values() for problem in group]
-        order = np.random.default_rng([seed, 29]).integers(len(training), size=count)
-        return [Document(p.prompt, self.demonstration(p, None)) for p in (training[i] for i in order)]
+        order = np.random.default_rng([seed, 29]).integers(len(self._documents), size=count)
+        return [self._documents[i] for i in order]
+
+    @functools.cached_property
+    def _documents(self) -> list[Document]:
+        return fitting_documents(self, [problem for group in self._training.values() for problem in group])
 
     def demonstration(self, problem: Problem, rng) -> str:
         """The answer alone: reasoning-gym has no solutions."""

@@ -18,6 +18,7 @@ Example:
 
 import dataclasses
 import decimal
+import functools
 import math
 import re
 
@@ -192,9 +193,12 @@ class Questions:
         return mixture.pool(self._training_groups, dict(mix), size)
 
     def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
-        training = self.training({"all": 1.0}, len(self._training))
-        order = np.random.default_rng([seed, 29]).integers(len(training), size=count)
-        return [Document(p.prompt, self.demonstration(p, None)) for p in (training[i] for i in order)]
+        order = np.random.default_rng([seed, 29]).integers(len(self._documents), size=count)
+        return [self._documents[i] for i in order]
+
+    @functools.cached_property
+    def _documents(self) -> list[Document]:
+        return fitting_documents(self, self.training({"all": 1.0}, len(self._training)))
 
     def demonstration(self, problem: Problem, rng) -> str:
         """The solution, and the answer as the grader wants it unless the solution ends with it already."""
@@ -247,6 +251,15 @@ class Questions:
 
 def make(config, data, tokenizer=None) -> Questions:
     return Questions(config, data["path"], tokenizer)
+
+
+def fitting_documents(task, problems: list[Problem]) -> list[Document]:
+    """The problems with their demonstrations as documents, without those that are longer than the longest evaluation
+    prompt and response together: training has room for no more."""
+    encode = task.tokenizer.encode
+    room = max(len(encode(p.prompt)) for p in task.evaluation()) + task.max_response_tokens
+    documents = (Document(p.prompt, task.demonstration(p, None)) for p in problems)
+    return [d for d in documents if len(encode(d.prompt)) + len(encode(d.response)) <= room]
 
 
 def first_token(tokenizer, marker: str) -> tuple[str, str]:

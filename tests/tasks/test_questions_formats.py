@@ -179,6 +179,17 @@ def test_d3_a_long_solution_does_not_choose_held_out_problems(tmp_path):
     assert len(task.evaluation()) == 6 and len(task.training({}, 99)) == 1 and task.left_out == 6
 
 
+def test_d3_documents_fit_the_sequences_that_training_has_room_for(tmp_path):
+    """The longest sequence of a trainer is the longest prompt it knows, evaluation's among them, and a response."""
+    rows = [{"question": "x" * n + "?", "answer": "y" * 90 + "#### 1"} for n in range(1, 60)]
+    train = write(tmp_path / "train.jsonl", rows)
+    held = write(tmp_path / "test.jsonl", [{"question": "short?", "answer": 1}])
+    task = make(train, evaluation_path=held, evaluation_problems=0, max_response_tokens=100)
+    room = len(task.evaluation()[0].prompt) + 100
+    lengths = {len(d.prompt + d.response) for d in task.corpus("prior", 0, 500)}
+    assert max(lengths) == room and len(lengths) > 1 and len(task.training({}, 99)) == 59
+
+
 def test_d2_provenance_says_what_was_read_and_how_it_was_asked(tmp_path):
     path = write(tmp_path / "d.jsonl", sums(8))
     one = make(path, question_field="problem").provenance
