@@ -116,6 +116,7 @@ def save(path, config: ModelConfig, params, tokenizer=None, *, shard_bytes: int 
         content = {name: place.theirs(np.asarray(flat[row] if layer is None else flat[row][layer]))
                    for name, (row, layer, place, _) in tensors.items()}  # fmt: skip
         save_file(content, path / f"{file}.part", metadata={"format": "pt"})
+        os.chmod(path / f"{file}.part", path.stat().st_mode & 0o666)  # safetensors writes for the owner alone
         os.replace(path / f"{file}.part", path / file)
     if count > 1:
         total = sum(size for tensors in plan for *_, size in tensors.values())
@@ -131,8 +132,7 @@ def read_block(shards: Shards, place: Stored, shape, index, dtype: str) -> np.nd
     part = index[1:] if place.stacked else index
     layers = range(*bounds[0]) if place.stacked else (0,)
     for i, layer in enumerate(layers):
-        block = place.ours(shards.read(place.names[layer], place.window(part)))
-        out[i if place.stacked else ...] = block
+        place.copy(shards.read(place.names[layer], place.window(part)), out[i] if place.stacked else out)
     return out
 
 
