@@ -23,7 +23,6 @@ import sys
 
 import numpy as np
 
-import ceiling
 from ceiling.config import ConfigError, Section, flag, number, text
 from ceiling.data import mixture, prompts, sources
 from ceiling.data.tokens import ByteTokenizer
@@ -197,7 +196,7 @@ def frozen(config, names: list[str], path: str) -> dict:
 
 def _freeze(request: dict) -> None:
     """The worker as a process: no reasoning_gym here, and the same hash seed everywhere (it changes some items)."""
-    root = str(pathlib.Path(ceiling.__file__).parents[1])
+    root = str(pathlib.Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": root}
     done = subprocess.run(
         [sys.executable, "-m", "ceiling.tasks.gym_worker"], input=json.dumps(request), env=environment,
