@@ -15,7 +15,7 @@ def apportion(mix: dict[str, float], size: int) -> dict[str, int]:
 def pool(groups: dict[str, list], mix: dict[str, float], size: int) -> list:
     """Up to `size` items from `groups` (name -> items in their order), in the proportions of `mix`: as many as the
     scarcest group allows, because proportions count for more than the size. An empty mix, or one of nothing but "all"
-    where no group has that name, takes every group by its share of the items. Raises ValueError for an unknown group."""
+    where no group has that name, takes every group by its share of the items. Raises ValueError for unknown groups."""
     if not mix or set(mix) == {"all"} and "all" not in groups:
         mix = {name: len(items) for name, items in groups.items()}
     for name in mix:

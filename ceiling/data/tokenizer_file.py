@@ -66,7 +66,8 @@ class FileTokenizer:
     @functools.cached_property
     def vocabulary(self) -> str:
         """SHA-256 of which id means which token: equal for two tokenizers whose ids may be exchanged."""
-        return hashlib.sha256(json.dumps(self._core.get_vocab(with_added_tokens=True), sort_keys=True).encode()).hexdigest()
+        ids = self._core.get_vocab(with_added_tokens=True)
+        return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
 
     def _stop_ids(self, settings: dict) -> tuple[int, ...]:
         """The named end token first, then every end id of the generation and model settings."""
