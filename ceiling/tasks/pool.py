@@ -166,6 +166,8 @@ class _Batch:
                 self._not_started(child, "died while starting")
             return
         for line in lines:
+            if child not in self.pool._children:
+                return  # replaced for an earlier line
             if not child.ready:
                 if line == {"ready": True}:
                     child.ready = True

@@ -128,7 +128,8 @@ MATH = [
     (r"\frac{\sqrt3}{3}", "0.577350", W),
     (r"\pi", "3.14159", W), (r"\pi", "3.141592653589793", W), (r"\pi", "pi", R),
     (r"288 \pi", r"288\pi \text{ cm}^3", R),
-    ("6 - 5i", "-5i + 6", R), ("6-5i", "6+5i", W), ("R - r", "0", W), ("R - r", "r - R", W), ("R-r", "-r+R", R),
+    ("6 - 5i", "-5i + 6", R), ("6-5i", "6+5i", W), ("1-2i", "1+2i^3", R), ("R - r", "0", W), ("R - r", "r - R", W),
+    ("R-r", "-r+R", R),
     ("3R^2", "3r^2", W),
     ("2k+2", "2(k+1)", R), ("3\\sqrt{13}", "3*sqrt(13)", R), ("2^{10}", "1024", R), ("x^{1000}", "x^{1000}", R),
     (r"\cot x", r"\tan x", W),
@@ -138,6 +139,7 @@ MATH = [
     ("(a+5)(b+2)", "(2+b)(a+5)", R), ("(a+5)(b+2)", "ab+2a+5b+10", W), ("6r^2-4r-24", "2(r-2.386)(3r+5)", W),
     ("x^2+3x+2", "(x+1)(x+2)", W),
     ("x^3+3x-6", "x^3+5x-2x-6", W), (r"70\sqrt2", r"50\sqrt2+20\sqrt2", W), ("x^2+x+1", r"\frac{x^3-1}{x-1}", W),
+    (r"\sqrt2", r"\frac{2 \cdot 3 \cdot 5 \cdot 7 \cdot \sqrt2}{7 \cdot 5 \cdot 3 \cdot 2}", W),
     (r"\sqrt{3}", r"\tan 60^\circ", W), (r"\frac{\pi}{4}", r"\arctan 1", W), ("x^2", r"\int 2x \, dx", W),
     # words
     (r"\text{Evelyn}", "Evelyn", R), (r"\text{Evelyn}", r"\textbf{evelyn}.", R), (r"\text{Evelyn}", "Angela", W),

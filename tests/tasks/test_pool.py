@@ -49,6 +49,13 @@ def judge(item):
     if what == "write":
         with open("file", "w") as file:
             file.write("x" * 10)
+        return Verdict(Outcome.RIGHT, "written")
+    if what == "forge":
+        for fd in range(3, 12):
+            try:
+                os.write(fd, b'{"number": 99, "verdict": [1, "forged", 1.0, null, null]}' + bytes([10]))
+            except OSError:
+                pass
     if what == "stdin":
         return Verdict(Outcome.WRONG, sys.stdin.read() + "|")
     if what == "junk":
@@ -137,6 +144,7 @@ def test_nothing_to_judge_starts_nothing(double):
 
 @pytest.mark.parametrize("what, reason", [
     ("hang", "timeout"), ("sleep", "timeout"), ("exit", "died"), ("crash", "died"), ("hog", "died"), ("junk", "died"),
+    ("forge", "died"),
     ("raise", "raised"), ("recurse", "raised"),
 ])  # fmt: skip
 def test_v2_v6_an_item_that_breaks_is_an_error_counted_and_the_rest_is_judged(double, what, reason):
@@ -347,6 +355,7 @@ def _with_a_pool_of_the_parent(pool, connection):
     except PoolError as error:
         connection.send(str(error))
     pool.close()
+    pool._finalizer()  # as when the interpreter ends
 
 
 def _fork(target, *arguments):

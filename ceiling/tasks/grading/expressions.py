@@ -45,7 +45,7 @@ def readable(leaf: str | None) -> bool:
         return False
     if numeric.read(leaf) is not None or _WORDS.fullmatch(leaf):
         return True
-    return not refused(leaf) and _parse(leaf, _complex(leaf)) is not None
+    return not refused(leaf) and _parse(leaf) is not None
 
 
 def refused(leaf: str, largest: int = MAX_GOLD_EXPONENT) -> str:
@@ -81,19 +81,23 @@ def _asks_more(gold: str, answer: str) -> bool:
 
 
 def _symbolic(gold: str, answer: str) -> Outcome:
-    both = _complex(gold) or _complex(answer)
-    target, value = _parse(gold, both), _parse(answer, both)
+    import sympy
+
+    target, value = _parse(gold), _parse(answer)
     if target is None:
         raise ValueError(f"gold answer {gold!r} cannot be read as mathematics; fix or drop it")
     if value is None:
         return Outcome.UNPARSED
     if not _as_worked_out(target, value):
         return Outcome.WRONG
+    units = {letter: sympy.I for letter in target.free_symbols | value.free_symbols if str(letter) == "i"}
+    if units:
+        target, value = target.xreplace(units), value.xreplace(units)
     return Outcome(int(_engine().verify([target], [value], timeout_seconds=None, raise_on_error=True)))
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(leaf: str, complex_numbers: bool):
+def _parse(leaf: str):
     """sympy expression of a leaf, None if it has none or no value. Decimals become fractions: nothing is compared in
     floating point."""
     _engine()
@@ -106,7 +110,7 @@ def _parse(leaf: str, complex_numbers: bool):
     text = re.sub(r"(?<!\\)sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = text.replace("**", "^").replace("*", r"\cdot ").replace(r"\varnothing", r"\emptyset")
     try:  # letters keep their case: R - r is not 0
-        found = latex2sympy(text, is_real=not complex_numbers, normalization_config=None,
+        found = latex2sympy(text, is_real=True, normalization_config=None,
                             conversion_config=ConversionConfig(lowercase_symbols=False))  # fmt: skip
     except MemoryError:
         raise
@@ -123,10 +127,6 @@ def _engine():
         raise ModuleNotFoundError('grading mathematics needs math-verify: pip install "ceiling[verify]"') from None
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no alarm; the Pool is the alarm
     return math_verify
-
-
-def _complex(leaf: str) -> bool:
-    return re.search(r"(?<![A-Za-z])i(?![A-Za-z])", re.sub(r"\\[A-Za-z]+", " ", leaf)) is not None
 
 
 def _as_worked_out(gold, answer) -> bool:
