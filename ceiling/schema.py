@@ -16,6 +16,7 @@ import numpy as np
 
 from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
 from ceiling.data import tokenizer_file
+from ceiling.devices import DEVICES
 from ceiling.model import source
 from ceiling.model.config import CHOICES, ModelConfig
 from ceiling.model.sharding import make_mesh, param_shardings
@@ -55,6 +56,11 @@ EVAL = Section(
 )  # fmt: skip
 PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
 TEACHER = PRETRAIN | Section(path=text("", doc="a checkpoint that teaches as it is; empty: the base, continued"))
+PLAN = Section(
+    device=text("h100", choices=tuple(DEVICES), doc="what `--plan` plans for; changes nothing of a run"),
+    mfu=number(0.35, low=1e-3, high=1, doc="share of the device's peak that training reaches"),
+    decode_share=number(0.3, low=1e-3, high=1, doc="share of its roofline that sampling reaches"),
+)
 
 
 def section(config) -> Section:
@@ -76,6 +82,7 @@ def section(config) -> Section:
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
+        plan=PLAN,
         report=Section(
             every_s=number(90, low=0, doc="seconds between updates of the report while running"),
             pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
