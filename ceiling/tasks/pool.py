@@ -29,7 +29,6 @@ import threading
 import time
 import weakref
 
-import ceiling
 from ceiling.tasks.base import Outcome, Verdict
 
 GRADERS = {"math": "ceiling.tasks.grading:judge_item"}
@@ -244,7 +243,7 @@ class _Child:
     """A child process and its two pipes, never blocking."""
 
     def __init__(self, command: list[str], directory: str):
-        root = str(pathlib.Path(ceiling.__file__).parents[1])
+        root = str(pathlib.Path(__file__).resolve().parents[2])
         paths = [root, *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
         environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0", "PYTHONUTF8": "1",
                        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
