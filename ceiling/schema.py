@@ -109,7 +109,7 @@ def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
 def validate(config) -> dict:
     """The resolved configuration as plain JSON-able values, or ConfigError in one line."""
     if "task" not in config or "name" not in config["task"]:
-        raise ConfigError("config.task.name: missing; name a task, e.g. lab or qa_file")
+        raise ConfigError("config.task.name: missing; name a task, e.g. lab or questions")
     config = plain(config)
     section(config).validate(config, "config")
     for name in config["arms"]:

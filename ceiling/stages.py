@@ -230,7 +230,8 @@ def gain(context: Context) -> None:
     training (the arm's floor), on the groups that the arm's text was drawn from."""
     s, task = context.settings["gain"], context.task
     policy, base = context.policy("policy"), context.policy("base")
-    problems = [p for p in task.evaluation() if p.group in s["groups"]]
+    everything = s["groups"] == ["all"]  # the mix of a task that is trained on without regard to its groups
+    problems = [p for p in task.evaluation() if everything or p.group in s["groups"]]
     passages = [task.passage(p) for p in problems]
     encode = lambda text: np.asarray(task.tokenizer.encode(text), np.int32)  # noqa: E731
     prompts = [encode(p.context) for p in passages]

@@ -162,7 +162,7 @@ def test_c1_names_of_tasks_regimes_and_variants(config):
     for value in ("labb", "", "base", "qa-file"):
         broken = copy.deepcopy(config)
         broken["task"]["name"] = value
-        refused(broken, f"config.task.name={value!r}", "lab, qa_file")
+        refused(broken, f"config.task.name={value!r}", "corpus, gym, lab, questions")
     for value in ("grop", "base", "", "../sft"):
         broken = copy.deepcopy(config)
         broken["arms"]["grpo"]["regime"] = value
@@ -305,8 +305,8 @@ def test_c1_run_refuses_bad_configs_and_bad_data_without_making_anything(config,
     with pytest.raises(ConfigError, match="lr=nan"):
         ceiling.run(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="config.data.path is empty"):
-        ceiling.run(ceiling.defaults("qa_file"), tmp_path / "run")
-    qa = ceiling.defaults("qa_file")
+        ceiling.run(ceiling.defaults("questions"), tmp_path / "run")
+    qa = ceiling.defaults("questions")
     qa.data.path = str(tmp_path / "missing")
     with pytest.raises(ConfigError, match=r"missing.*No such file"):
         ceiling.run(qa, tmp_path / "run")
@@ -441,7 +441,7 @@ def test_another_file_of_the_same_name_is_another_run(tmp_path):
     keys = []
     for content in ("1", "2", "1"):
         path.write_text(content)
-        config = ceiling.defaults("qa_file", arms={"sft": ceiling.arm("sft")})
+        config = ceiling.defaults("questions", arms={"sft": ceiling.arm("sft")})
         config.data.path = str(path)
         keys.append(_keys(config))
     assert keys[0] == keys[2] and not set(keys[0].values()) & set(keys[1].values())

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import ceiling
-from ceiling import experiment, results, stages
+from ceiling import experiment, results, schema, stages
 from ceiling.evals.records import Samples
 from ceiling.tasks.base import Outcome
 
@@ -52,9 +52,9 @@ QA = """
 import ceiling
 
 def get_config(variant=""):
-    config = ceiling.defaults("qa_file", arms={"sft": ceiling.arm("sft", prompts_per_step=2, samples_per_prompt=2)})
+    config = ceiling.defaults("questions", arms={"sft": ceiling.arm("sft", prompts_per_step=2, samples_per_prompt=2)})
     config.seeds = (1,)
-    config.task.update(evaluation_problems=3, max_prompt_characters=40, max_response_tokens=24)
+    config.task.update(evaluation_problems=3, max_prompt_tokens=48, max_response_tokens=24)
     config.model.update(width=16, ffn=16, layers=1, heads=2, kv_heads=1, head_dim=8, scan_layers=False)
     config.prior.update(steps=2, prompts_per_step=4, pool=1)
     config.budget.flops = 2e7
@@ -205,7 +205,7 @@ def test_o1_every_line_of_the_metrics_parses_and_no_step_appears_twice(reference
 def test_tables_are_recomputed_from_the_records(reference):
     """pass@k of every arm and group, from the sampled tokens and the task's verifier alone."""
     config = ceiling.validate(load(reference.file))
-    task = ceiling.tasks.base.load(config["task"], config["data"])
+    task = schema.load_task(config)
     table = json.loads((reference.workdir / "results.json").read_text())
     curves = {(row["arm"], row["group"], row["k"]): row["mean"] for row in table["curves"]}
     compared = 0

@@ -2,9 +2,9 @@
 
 Both hand an `attend` to the one `run_blocks`. The cache stays in the loop's carry, stacked [L, B, K, S, H] where
 layers are scanned, one array [B, K, S, H] a layer where they are unrolled (a slice of a stack is a copy of the
-layer's cache at every step). Its first P places hold a row's prompt, the others are a ring: all rows write the token of one decode step
-at one place (a slice update in place, where a scatter at each row's own position costs a tenth of the step),
-whatever their positions are. `ring_distance` says which places are a row's own.
+layer's cache at every step). Its first P places hold a row's prompt, the others are a ring: all rows write the
+token of one decode step at one place (a slice update in place, where a scatter at each row's own position costs
+a tenth of the step), whatever their positions are. `ring_distance` says which places are a row's own.
 """
 
 import flax.struct
@@ -30,7 +30,8 @@ class Cache:
 
     def write(self, layer, k_BTKH, v_BTKH, place) -> "Cache":
         """The cache with T tokens of one layer written from `place` on."""
-        return Cache(_write(self.k, layer, heads_first(k_BTKH), place), _write(self.v, layer, heads_first(v_BTKH), place))
+        k_BKTH, v_BKTH = heads_first(k_BTKH), heads_first(v_BTKH)
+        return Cache(_write(self.k, layer, k_BKTH, place), _write(self.v, layer, v_BKTH, place))
 
 
 def _write(store, layer, new_BKTH, place):

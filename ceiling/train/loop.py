@@ -81,6 +81,8 @@ class Trained:
 
 def adapted(config: ModelConfig, cfg) -> ModelConfig:
     """The model that an arm trains: the base, with the arm's adapters if it has any."""
+    if not cfg["lora_rank"]:
+        return config
     return dataclasses.replace(config, **{key: cfg[key] for key in ("lora_rank", "lora_alpha", "lora_targets")})
 
 

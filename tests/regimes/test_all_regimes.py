@@ -16,8 +16,9 @@ import pytest
 import ceiling.regimes
 from ceiling.config import plain
 from ceiling.data.packing import pack, stack
+from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
-from ceiling.model.sharding import batch_sharding, make_mesh, param_shardings, place
+from ceiling.model.sharding import batch_sharding, make_mesh, place
 from ceiling.regimes.base import Material, Regime, Sample, load, summary_line
 from ceiling.tasks.base import Outcome, Verdict
 from ceiling.train import loop
@@ -41,7 +42,7 @@ def case(request, toy):
     cfg = toy.arm(name, **overrides)
     _, examples = toy.gather(regime, cfg, toy.task, model, params, models)
     assert len(examples) >= 4, "too few examples to split"
-    return regime, cfg, model, params, {n: models[n] for n in regime.frozen(cfg)}, examples
+    return regime, cfg, model, params, {n: Policy(models[n], model, ()) for n in regime.frozen(cfg)}, examples
 
 
 def update(case, batch, mesh=None):
@@ -49,7 +50,7 @@ def update(case, batch, mesh=None):
     regime, cfg, model, params, frozen, _ = case
     if mesh is not None:
         params = place(params, model, mesh)
-        frozen = jax.device_put(frozen, {k: param_shardings(model, mesh) for k in frozen})
+        frozen = {k: p.replace(params=place(p.params, model, mesh)) for k, p in frozen.items()}
         batch = jax.device_put(batch, batch_sharding(mesh, leading=1))
     after = regime.after_update
     step = make_step(
@@ -196,7 +197,7 @@ def dry_run(regime, cfg, toy, params):
     assert 0 < len(examples) <= cfg["prompts_per_step"] * cfg["samples_per_prompt"]
     assert all(e.mask.any() and len(e.tokens) == len(e.mask) for e in examples)
     batch = rows_of(examples, len(examples))
-    frozen = {n: params for n in regime.frozen(cfg)}
+    frozen = {n: Policy(params, toy.model, ()) for n in regime.frozen(cfg)}
     shapes = jax.eval_shape(lambda p, b, f: regime.loss(p, b, f, Forward(toy.model), cfg), params, batch, frozen)
     assert shapes[0].shape == shapes[1].shape == () and all(a.shape == b.shape == () for a, b in shapes[2].values())
     assert all(np.isfinite(v) for v in regime.metrics(material, cfg).values())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import ceiling
 from ceiling.config import ConfigError
 from ceiling.data.packing import pack
+from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.regimes import grpo
 from ceiling.regimes.base import Material, Sample, response_example
@@ -640,7 +641,9 @@ def test_documented_setting_equals_its_reference_formula(name, updates, toy):
     )  # fmt: skip
 
     batch = toy.batch_of(grpo.examples(material, cfg), sequences=18, max_tokens=10, row_tokens=20)
-    total, denom, metrics = grpo.REGIME.loss(toy.params, batch, toy.models, Forward(toy.model), cfg)
+    total, denom, metrics = grpo.REGIME.loss(
+        toy.params, batch, {"reference": Policy(toy.models["reference"], toy.model, ())}, Forward(toy.model), cfg
+    )
     assert float(denom) == want_denom
     np.testing.assert_allclose(total, want, rtol=2e-4, atol=2e-4)
     clipped = float(metrics["clip_high_share"][0] + metrics["clip_low_share"][0])

@@ -8,6 +8,7 @@ import pytest
 
 import ceiling
 from ceiling.model import config as model_config
+from ceiling.model.policy import Policy
 from ceiling.model.sharding import make_mesh, place
 from ceiling.regimes.base import load
 from ceiling.tasks import base
@@ -47,7 +48,7 @@ def lab():
         mesh = mesh or make_mesh()
         start = place(jax.tree.map(np.array, weights), model, mesh)
         record = load(name) if isinstance(regime, str) else regime
-        return Trainer(record, ceiling.arm(name, **overrides).to_dict(), model, start, task,
+        return Trainer(record, ceiling.arm(name, **overrides).to_dict(), Policy(start, model, ()), task,
                        models=models or {}, seed=seed, budget=budget, mesh=mesh,
                        corpus=lambda at, n: task.corpus("prior", 1000 + at, n) if n else [])  # fmt: skip
 

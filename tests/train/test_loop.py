@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ceiling
+from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import make_mesh
 from ceiling.regimes.base import load
@@ -182,7 +183,7 @@ def test_FL9_an_arm_ends_within_one_percent_of_its_budget(name, lab):
 
 def test_FL9_the_total_axis_counts_the_teacher(lab):
     regime = dataclasses.replace(load("distill"), loss=cheap)
-    models = {"teacher": lab.fresh(lab.model, 1)}
+    models = {"teacher": Policy(lab.fresh(lab.model, 1), lab.model, ())}
     trained = run(lab.trainer(regime, lab.Budget(flops=2e8, axis="total"), models=models, keep="all"))
     ledger = trained.ledger
     assert ledger.teacher_flops > 0 and ledger.entries["rollout", "teacher"].flops == ledger.teacher_flops

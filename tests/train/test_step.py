@@ -155,7 +155,8 @@ def test_decay_mask_covers_the_whole_parameter_table(lab):
     from ceiling.model.config import ModelConfig, abstract
 
     model = ModelConfig(
-        vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm="head", qkv_bias=True
+        vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm="head",
+        qkv_bias=True,
     )
     mask = optim._decayed(abstract(model))
     off = {k for k, v in mask["layers"].items() if not v} | {k for k, v in mask.items() if v is False}

@@ -7,6 +7,7 @@ Groups, language, corpus and verifier are in the files beside this one.
 import numpy as np
 
 from ceiling.config import ConfigError, Section, number, table, text
+from ceiling.data.mixture import apportion
 from ceiling.data.tokens import CharTokenizer
 from ceiling.tasks.base import Document, Group, Passage, Problem, Verdict
 from ceiling.tasks.lab import language as lang
@@ -51,7 +52,7 @@ class Lab:
         return [p for group in self.splits.evaluation.values() for p in group]
 
     def training(self, mix: dict[str, float], size: int) -> list[Problem]:
-        counts = _apportion(mix, size)
+        counts = apportion(mix, size)
         out = []
         for group, count in counts.items():
             pool = self.splits.training.get(group)
@@ -112,13 +113,3 @@ def make(config, data, tokenizer=None) -> Lab:
     if tokenizer is not None:
         raise ConfigError("config.model.path: the lab has an alphabet of its own and trains from scratch; leave it out")
     return Lab(config)
-
-
-def _apportion(mix: dict[str, float], size: int) -> dict[str, int]:
-    """Largest-remainder counts: exact proportions, nothing lost to rounding."""
-    total = sum(mix.values())
-    exact = {g: size * mix[g] / total for g in sorted(mix) if mix[g] > 0}  # the order of keys means nothing
-    counts = {g: int(x) for g, x in exact.items()}
-    for g in sorted(exact, key=lambda g: counts[g] - exact[g])[: size - sum(counts.values())]:
-        counts[g] += 1
-    return counts
