@@ -1,0 +1,131 @@
+"""One update of an arm as numbers: a regime's own functions run on stand-in problems of the longest lengths.
+
+Nothing is sampled and no weight exists. The stand-in tokenizer makes one token of a character, so a prompt of P
+characters has P tokens; responses are zeros of the longest length a round allows. What a regime would sample, score
+and train on is read from what its functions return, so a new regime is planned for without a line here.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ceiling import ledger as accounts
+from ceiling.regimes.base import Material, Regime, Sample
+from ceiling.tasks.base import Document, Outcome, Passage, Problem, Verdict
+
+CONTINUATION = 4  # tokens of a short answer and its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A sampling round: `requests` responses in all, n to a prompt of prompt_tokens."""
+
+    model: str
+    prompts: int
+    n: int
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What an update does: rounds; scored: (model, lengths); trained: lengths of its examples; frozen: models that the
+    loss itself runs."""
+
+    rounds: tuple[Round, ...]
+    scored: tuple[tuple[str, tuple[int, ...]], ...]
+    trained: tuple[int, ...]
+    frozen: tuple[str, ...]
+
+    @property
+    def models(self) -> set[str]:
+        """Every model but the policy and its slow copy that has to be in memory."""
+        return {*self.frozen, *(r.model for r in self.rounds), *(m for m, _ in self.scored)} - {"policy", "ema"}
+
+
+class _Tokenizer:
+    vocab_size, eos = 1 << 20, "."
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text)
+
+
+class _Task:
+    """As much of a task as regimes ask for before they see a verdict."""
+
+    def __init__(self, prompt_tokens: int, max_response_tokens: int):
+        self.tokenizer, self.max_response_tokens = _Tokenizer(), max_response_tokens
+        self._prompt = "p" * prompt_tokens
+
+    def evaluation(self) -> list[Problem]:
+        return [Problem(0, "all", self._prompt, "a")]
+
+    def passage(self, problem: Problem) -> Passage:
+        tail = min(CONTINUATION, max(1, self.max_response_tokens // 4))
+        return Passage(problem.prompt, stop="#", bridge=" ", continuation="c" * tail, empty="\n# ")
+
+    def demonstration(self, problem: Problem, rng) -> str:
+        return "d" * self.max_response_tokens
+
+
+def update(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int, seed: int = 0) -> Update:
+    """The work of one update with everything at its longest. One sample of each group counts as wrong, the others as
+    right. Raises ConfigError where the regime refuses the lengths."""
+    task, rng = _Task(prompt_tokens, response_tokens), np.random.default_rng(seed)
+    count = cfg["prompts_per_step"] * cfg.get("oversample", 1)
+    problems = [Problem(i, "all", "p" * prompt_tokens, "a") for i in range(count)]
+    document = Document("p" * prompt_tokens, "d" * response_tokens)
+    material = Material(task, problems, [], {}, replay=lambda n: [document] * n, rng=rng)
+    rounds = []
+    for spec in regime.rounds(cfg, task, rng):
+        prompts = [material.encode(text) for text in spec.prompts(material)]
+        rounds.append(Round(spec.model, len(prompts), spec.n, max(map(len, prompts)), spec.max_tokens))
+        tokens, logprobs = np.zeros(spec.max_tokens, np.int32), np.zeros(spec.max_tokens, np.float32)
+        verdicts = [Verdict(Outcome.RIGHT if j else Outcome.WRONG) for j in range(spec.n)]
+        material.samples.append([[Sample(p, tokens, logprobs, True, v) for v in verdicts] for p in prompts])
+    requests = regime.scores(material, cfg)
+    for name, request in requests.items():
+        material.scores[name] = [np.zeros(int(e.mask.sum()), np.float32) for e in request.examples]
+    trained = tuple(len(e.tokens) for e in regime.examples(material, cfg))
+    scored = tuple((r.model, tuple(len(e.tokens) for e in r.examples)) for r in requests.values())
+    return Update(tuple(rounds), scored, trained, tuple(regime.frozen(cfg)))
+
+
+def flops(update: Update, configs: dict, cfg: dict) -> dict[tuple[str, str], float]:
+    """{(phase, model): FLOPs} of an update by the ledger's closed forms. configs: model name -> ModelConfig."""
+    out: dict[tuple[str, str], float] = {}
+
+    def add(phase, model, amount):
+        out[phase, model] = out.get((phase, model), 0.0) + amount
+
+    for r in update.rounds:
+        lengths_Nn = np.full((r.prompts, r.n), r.max_tokens)
+        add("rollout", r.model, accounts.sampling_flops(configs[r.model], [r.prompt_tokens] * r.prompts, lengths_Nn))
+    for model, lengths in update.scored:
+        add("score", model, accounts.forward_flops(configs[model], lengths))
+    passes = cfg["epochs"]
+    add("train", "policy", passes * accounts.train_flops(configs["policy"], update.trained))
+    for model in update.frozen:
+        add("score", model, passes * accounts.forward_flops(configs[model], update.trained))
+    return out
+
+
+def sampling_seconds(config, device, *, requests: int, slots: int, capacity: int, steps: int, share: float) -> float:
+    """Seconds to draw `requests` responses of `steps` tokens. Each step reads the weights and the whole cache once (it
+    is as long as the longest row) or computes its products, whichever takes longer; share: of that roofline."""
+    slots = min(slots, requests)
+    per_token = 2 * config.kv_heads * config.head_dim * config.layers * _bytes(config.compute_dtype)
+    weights = accounts.layer_matmul_parameters(config) * config.layers + config.vocab_size * config.width
+    read = weights * _bytes(config.compute_dtype) + slots * capacity * per_token
+    compute = 2.0 * weights * slots / peak_flops(config, device)
+    return math.ceil(requests / slots) * steps * max(read / device.bandwidth, compute) / share
+
+
+def peak_flops(config, device) -> float:
+    """float32 products run at half the peak where there is a fast path for them (TF32), more slowly elsewhere."""
+    return device.flops * (0.5 if config.compute_dtype == "float32" else 1.0)
+
+
+def _bytes(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
