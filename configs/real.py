@@ -21,14 +21,14 @@ Both files may be read from the hub, pinned to a commit (40 hex digits; a branch
 
 import ceiling
 
-# name: (parameters, teacher)
+# name: (parameters, teacher, key/value heads)
 MODELS = {
-    "qwen2.5-0.5b": (4.9e8, "qwen2.5-math-1.5b"),
-    "qwen2.5-math-1.5b": (1.5e9, "qwen2.5-math-7b"),
-    "qwen3-0.6b": (6.0e8, "qwen3-1.7b"),
-    "qwen3-1.7b": (1.7e9, "qwen3-4b"),
-    "llama-3.2-1b": (1.2e9, "llama-3.1-8b"),
-    "olmo-2-1b": (1.5e9, "olmo-2-7b"),
+    "qwen2.5-0.5b": (4.9e8, "qwen2.5-math-1.5b", 2),
+    "qwen2.5-math-1.5b": (1.5e9, "qwen2.5-math-7b", 2),
+    "qwen3-0.6b": (6.0e8, "qwen3-1.7b", 8),
+    "qwen3-1.7b": (1.7e9, "qwen3-4b", 8),
+    "llama-3.2-1b": (1.2e9, "llama-3.2-3b", 8),
+    "olmo-2-1b": (1.5e9, "olmo-2-7b", 16),
 }
 DEVICES = ("h100", "h200", "v5e-8", "v6e-8")
 TEMPLATE = "Question: {question}\nThink step by step and end with the answer after ####.\nAnswer: "
@@ -44,20 +44,20 @@ def get_config(variant: str = "qwen3-0.6b"):
             f"configs/real.py:{variant} is not a variant; use tiny or MODEL[,DEVICE] with MODEL one of "
             f"{', '.join(MODELS)} and DEVICE one of {', '.join(DEVICES)}"
         )
-    parameters, teacher = MODELS[model]
+    parameters, teacher, _ = MODELS[model]
     config = ceiling.defaults("questions", arms=arms())
     config.name = model
     config.data.path = "data/gsm8k_train.jsonl"
     config.task.update(
         evaluation_path="data/gsm8k_test.jsonl", evaluation_problems=500, template=TEMPLATE, max_prompt_tokens=256,
-        max_response_tokens=768,
+        max_response_tokens=512,
     )  # fmt: skip
     # The weights stay float32: at these learning rates an update of a bfloat16 weight rounds to nothing.
     config.model.update(path=f"checkpoints/{model}", preset=model, param_dtype="float32", compute_dtype="bfloat16",
                         remat=True, head_chunk_tokens=2048)  # fmt: skip
     config.teacher.path = f"checkpoints/{teacher}"
     # About 200 updates of GRPO; see the plan.
-    config.budget.flops = 1e9 * parameters
+    config.budget.flops = 6e8 * parameters
     config.eval.update(n=256, ks=(1, 2, 4, 8, 16, 32, 64, 128), verdict_k=128, likelihood_samples=0, gain_samples=4)
     fit(config, model, device)
     return config
@@ -72,22 +72,27 @@ def arms() -> dict:
         "sft": ceiling.arm("sft", title="SFT", **text),
         "distill": ceiling.arm("distill", title="distillation", **text),
         # The paper's thoughts have up to 2048 tokens; here they must fit the task's longest response.
-        "rlp": ceiling.arm("rlp", title="RLP", lr=1e-6, temperature=0.7, max_thought_tokens=704,
+        "rlp": ceiling.arm("rlp", title="RLP", lr=1e-6, temperature=0.7, max_thought_tokens=448,
                            **{**rl, "prompts_per_step": 32, "samples_per_prompt": 16}),
         "rft": ceiling.arm("sft", title="SFT on own correct samples", control=True, source="own_samples", **text),
     }  # fmt: skip
 
 
 def fit(config, model: str, device: str) -> None:
-    """Mesh, micro-batches and slots that `--plan` finds room for."""
+    """Mesh, micro-batches and slots that `--plan` finds room for. On several devices the key/value heads are divided
+    first: sampling is shared out over them, not over rows."""
     kind, _, count = device.partition("-")
-    config.plan.device = kind
     devices = int(count or 1)
-    config.mesh.fsdp = devices
-    microbatches, slots = 64, 128
+    tensor = min(devices, MODELS[model][2])
+    config.mesh.update(tensor=tensor, fsdp=devices // tensor)
+    config.plan.device = kind
+    microbatches, slots = {"h100": (64, 192), "h200": (32, 384), "v5e": (128, 48), "v6e": (64, 128)}[kind]
     config.eval.slots = slots
     for arm in config.arms.values():
         arm.update(microbatches=microbatches, slots=slots)
+    if kind == "v5e" and tensor < devices:  # attention of RLP's scoring is divided over few heads: shorter rows
+        config.task.max_response_tokens = 320
+        config.arms.rlp.max_thought_tokens = 256
 
 
 def tiny():
