@@ -51,9 +51,7 @@ class Stage:
 
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
-    world = {key: config[key] for key in ("mesh", "task", "model")} | _fingerprints(config)
-    sampling = ("n", "temperature", "top_p", "likelihood_samples", "slots", "max_verifier_errors")
-    evaluation = {k: config["eval"][k] for k in sampling}
+    world, evaluation = _world(config), _sampling(config)
     out = []
     for seed in config["seeds"]:
         common = {**world, "seed": seed}
@@ -76,12 +74,29 @@ def plan(config: dict) -> list[Stage]:
             add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
             if entry["regime"] == "rlp":
                 gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],
-                        "floor": entry["floor"], "groups": sorted(entry["mix"]), "slots": config["eval"]["slots"]}  # fmt: skip
+                        "floor": entry["floor"], "groups": sorted(entry["mix"]),
+                        "slots": config["eval"]["slots"]}  # fmt: skip
                 add(f"{name}.gain", "gain", pair, name, gain=gain)
         add(f"{schema.NULL}.evaluate", "evaluate", {"policy": prior, "base": prior}, schema.NULL,
             eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
     # Priors first: everything of a seed waits for its prior, and the last seed's must not leave workers idle.
     return sorted(out, key=lambda stage: stage.kind != "prior")
+
+
+def _world(config: dict) -> dict:
+    """What every stage may read: a change of it is another run."""
+    return {key: config[key] for key in ("mesh", "task", "model")} | _fingerprints(config)
+
+
+def _sampling(config: dict) -> dict:
+    """The part of the evaluation section that decides which samples are drawn."""
+    names = ("n", "temperature", "top_p", "likelihood_samples", "slots", "max_verifier_errors")
+    return {name: config["eval"][name] for name in names}
+
+
+def evaluation_settings(config: dict, draw: int) -> dict:
+    """Settings of an evaluation stage, seed aside."""
+    return {**_world(config), "eval": {**_sampling(config), "draw": draw}}
 
 
 def run(config, workdir) -> results.Result:
@@ -95,7 +110,7 @@ def run(config, workdir) -> results.Result:
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)
-    with _locked(workdir), Progress(len(stages), workdir) as progress:
+    with locked(workdir), Progress(len(stages), workdir) as progress:
         planned = {stage.directory(workdir) for stage in stages}
         for leftover in workdir.glob("stages/*/*/*.tmp"):
             if leftover.with_suffix("") not in planned:
@@ -143,11 +158,11 @@ def _fingerprints(config: dict) -> dict:
     named = {"config.data.path": config["data"]["path"], "config.model.path": config["model"]["path"],
              "config.teacher.path": config["teacher"]["path"],
              "config.task.evaluation_path": config["task"].get("evaluation_path", "")}  # fmt: skip
-    hashes = {key: _content(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
+    hashes = {key: content_hash(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
     return {"data": {**config["data"], "sha256": hashes}}
 
 
-def _content(key: str, path: str) -> str:
+def content_hash(key: str, path) -> str:
     """SHA-256 of a file, or of a folder's files and their names; a file that does not exist yet is an empty one."""
     root = pathlib.Path(path)
     files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root] if root.exists() else []
@@ -162,7 +177,7 @@ def _content(key: str, path: str) -> str:
     return total.hexdigest()
 
 
-class _locked:
+class locked:
     """Exclusive use of a run directory, released by the system even if the process is killed."""
 
     def __init__(self, workdir: pathlib.Path):

@@ -174,11 +174,17 @@ def check_against_task(config: dict, task) -> None:
                     raise ConfigError(f"{stop!r} ends a response but is not one token of the tokenizer")
         except ValueError as error:
             raise ConfigError(f"config.arms.{name}: {error}") from None
-    model = architecture(config["model"], task.tokenizer.vocab_size)
-    tokenizer_file.check_vocabulary(task.tokenizer, model.vocab_size)
+    model = check_vocabulary(config, task)
     _check_teacher(config, task, model)
     if math.prod(config["mesh"].values()) > 1:
         param_shardings(model, make_mesh(**config["mesh"]))
+
+
+def check_vocabulary(config: dict, task) -> ModelConfig:
+    """The configured model, refused if it has no place for every token id of the task."""
+    model = architecture(config["model"], task.tokenizer.vocab_size)
+    tokenizer_file.check_vocabulary(task.tokenizer, model.vocab_size)
+    return model
 
 
 def _check_adapters(name: str, entry: dict) -> None:

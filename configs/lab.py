@@ -29,7 +29,8 @@ def get_config(variant: str = ""):
     )  # fmt: skip
     config.prior.update(steps=2000, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
     config.teacher.update(steps=1000, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
-    config.budget.flops = 4.5e11
+    config.budget.flops = 4e11
+    config.task.evaluation_per_group = 24
     config.eval.update(n=512, verdict_k=256)
     if variant == "tiny":
         shrink(config)

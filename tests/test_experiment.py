@@ -400,7 +400,7 @@ def test_r1_r8_r9_r10_killed_at_random_moments_the_run_ends_with_the_same_number
 def test_r10_a_directory_in_use_is_refused_in_one_line(reference, tmp_path):
     workdir, config = reference.copy(tmp_path / "run")
     before = snapshot(workdir)
-    with experiment._locked(workdir):
+    with experiment.locked(workdir):
         done = command(reference.file, workdir)
         with pytest.raises(RuntimeError, match="in use"):
             ceiling.run(config, workdir)

@@ -90,6 +90,35 @@ def test_r9_samples_do_not_depend_on_chunking(drawn, policy, task, chunk):
     _same(drawn[0], sample.evaluate(policy, task, n=N, seed=5, chunk_requests=chunk))
 
 
+def test_r9_a_killed_evaluation_continues_where_it_stopped(drawn, policy, task, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["problem_ids"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    generate = sample.generate
+    monkeypatch.setattr(sample, "generate", counted)
+    arguments = dict(n=N, seed=5, chunk_requests=2 * N, store=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        sample.evaluate(policy, task, **arguments)
+    (tmp_path / "parts/000004.parquet.part").write_bytes(b"a write that was cut")
+    ledger = accounts.Ledger()
+    whole = sample.evaluate(policy, task, ledger=ledger, **arguments)
+    _same(drawn[0], whole)
+    assert len(calls) == 3 + 2, "two of four chunks were on disk"
+    assert ledger.entries["evaluate", "policy"].sequences == 8 * N
+    assert whole.meta == drawn[0].meta
+
+
+def test_v6_a_verifier_that_fails_stops_the_evaluation(policy, task, monkeypatch):
+    monkeypatch.setattr(task, "verify", lambda problem, response: 1 / 0)
+    with pytest.raises(RuntimeError, match="lab: the verifier failed on more than 5%"):
+        sample.evaluate(policy, task, n=2, seed=5, max_verifier_errors=0.05)
+
+
 def test_r9_samples_do_not_depend_on_which_other_problems_or_samples_are_asked_for(drawn, policy, task):
     problems = task.evaluation()
     part = sample.evaluate(policy, task, n=N, seed=5, problems=problems[3:5])

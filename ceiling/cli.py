@@ -1,0 +1,37 @@
+"""What every command of the project does the same way: flags, one line for a refusal, exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+import ceiling
+
+
+def start(command: Callable[[], None], required: list[str]) -> None:
+    """Run a command without positional arguments once its flags are parsed."""
+
+    def main(argv) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; values are given as --config.key=value")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # the checkpointer narrates every save at INFO
+        try:
+            command()
+        except (ceiling.ConfigError, RuntimeError, ValueError, OSError) as error:
+            print(f"ceiling: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    flags.mark_flags_as_required(required)
+    app.run(main, flags_parser=parse)
+
+
+def parse(argv):
+    """Flags from the command line; a --config.* key that does not exist is one line, not a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        given = " ".join(a for a in argv if a.startswith("--config."))
+        print(f"ceiling: {message} (in {given or 'the config file'})", file=sys.stderr)
+        sys.exit(2)
