@@ -15,13 +15,13 @@ import pathlib
 import sys
 import tempfile
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ceiling.model import hf
-from ceiling.model.config import ModelConfig, init
+from ceiling.model.config import ModelConfig, table, unflatten
 from ceiling.model.families import FAMILIES, PLAIN
 
 END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -47,11 +47,18 @@ def make(out, *, family: str, text: str | None, seed: int, dtype: str, **sizes) 
         text = "\n".join(f"{row['question']}\n{row['answer']}" for row in rows)
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(pathlib.Path(folder), text, sizes["vocab_size"])
-        hf.save(out, config, init(config, jax.random.key(seed)), folder)
+        hf.save(out, config, weights(config, seed), folder)
     if rows:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (pathlib.Path(out) / "questions.jsonl").write_text(lines, "utf-8")
     return config
+
+
+def weights(config: ModelConfig, seed: int) -> dict:
+    """Fresh weights as `ceiling.model.config.init` has them, drawn with NumPy: nothing is compiled."""
+    rng = np.random.default_rng([seed, 43])
+    draw = lambda spec: np.ones(spec.shape) if spec.std is None else spec.std * rng.normal(size=spec.shape)  # noqa: E731
+    return unflatten({path: draw(spec).astype(jnp.dtype(spec.dtype)) for path, spec in table(config).items()})
 
 
 def write_tokenizer(folder: pathlib.Path, text: str, vocab_size: int) -> None:
