@@ -30,7 +30,6 @@ from ceiling.regimes import base as regimes
 from ceiling.train.loop import adapted
 
 USABLE = 0.92  # of a device's memory: the allocator and the runtime keep the rest
-COINS = 8  # steps looked at: some regimes toss a coin for who samples, and the dearer kind of step is planned for
 ASSUMED_PROBLEMS = 500  # where the number of evaluation problems is only known from the file
 
 
@@ -172,7 +171,7 @@ class _World:
         model = adapted(self.model, cfg)
         mine = trainable(model)
         configs = {"policy": model, "ema": model, "reference": self.model, "teacher": self.teacher}
-        kinds = [work.update(regime, cfg, *self.lengths, seed=seed) for seed in range(COINS)]
+        kinds = work.updates(regime, cfg, *self.lengths)
         one = max(kinds, key=lambda kind: sum(r.model == "policy" for r in kind.rounds))
         held = {
             "weights": memory.weights(model, mesh), "optimiser": memory.optimiser(model, cfg, mesh),

@@ -14,6 +14,7 @@ from ceiling import ledger as accounts
 from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.tasks.base import Document, Outcome, Passage, Problem, Verdict
 
+COINS = 16
 CONTINUATION = 4  # tokens of a short answer and its end
 
 
@@ -67,6 +68,15 @@ class _Task:
 
     def demonstration(self, problem: Problem, rng) -> str:
         return "d" * self.max_response_tokens
+
+
+def updates(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int) -> list[Update]:
+    """Every kind of update that a regime takes: some toss a coin for who samples."""
+    task, seeds = _Task(prompt_tokens, response_tokens), {}
+    for seed in range(COINS):
+        rounds = regime.rounds(cfg, task, np.random.default_rng(seed))
+        seeds.setdefault(tuple((r.model, r.n, r.max_tokens) for r in rounds), seed)
+    return [update(regime, cfg, prompt_tokens, response_tokens, seed) for seed in seeds.values()]
 
 
 def update(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int, seed: int = 0) -> Update:
