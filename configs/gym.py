@@ -2,17 +2,17 @@
 
     python -m ceiling --config configs/gym.py --workdir runs/gym
     python -m ceiling --config configs/gym.py:tiny --workdir runs/gym_tiny          # minutes, no verdicts
-    python -m ceiling --config configs/gym.py --workdir runs/gym --config.model.path=checkpoints/qwen3-0.6b ...
+    python -m ceiling --config configs/gym.py:tiny_model --workdir runs/gym_model   # a checkpoint, see scripts/make_model.py
 
 Groups are the tasks; the items are made once and kept in `config.data.path`, beside them the rate at which answers
 that know nothing are right. The arms learn from the verifier, from the answers alone (reasoning-gym has no solutions)
-and from a teacher that saw more of them. A checkpoint brings its architecture: leave the sizes of `config.model` at
-their defaults then, and see configs/real.py for its settings. Needs the extra: pip install "ceiling[tasks]".
+and from a teacher that saw more of them. `tiny_model` runs on the directory runs/tiny_model; for a published
+checkpoint take that variant's form and the settings of configs/real.py. Needs the extra: pip install "ceiling[tasks]".
 """
 
 import ceiling
 
-TASKS = ("chain_sum", "lcm", "letter_jumble")
+TASKS = ("chain_sum", "lcm", "base_conversion")
 
 
 def get_config(variant: str = ""):
@@ -30,10 +30,13 @@ def get_config(variant: str = ""):
     config.budget.flops = 2e12
     config.eval.update(n=64, ks=(1, 2, 4, 8, 16, 32), verdict_k=32, likelihood_samples=2, gain_samples=2)
     config.plan.device = "cpu"
-    if variant == "tiny":
+    if variant in ("tiny", "tiny_model"):
         shrink(config)
     elif variant:
-        raise ValueError(f"configs/gym.py:{variant} is not a variant; use configs/gym.py or configs/gym.py:tiny")
+        raise ValueError(f"configs/gym.py:{variant} is not a variant; use configs/gym.py, :tiny or :tiny_model")
+    if variant == "tiny_model":
+        config.model = ceiling.defaults("gym").model  # the architecture is the checkpoint's
+        config.model.path = "runs/tiny_model"
     return config
 
 
