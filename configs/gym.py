@@ -2,7 +2,7 @@
 
     python -m ceiling --config configs/gym.py --workdir runs/gym
     python -m ceiling --config configs/gym.py:tiny --workdir runs/gym_tiny          # minutes, no verdicts
-    python -m ceiling --config configs/gym.py:tiny_model --workdir runs/gym_model   # a checkpoint, see scripts/make_model.py
+    python -m ceiling --config configs/gym.py:tiny_model --workdir runs/gym_model   # scripts/make_model.py
 
 Groups are the tasks; the items are made once and kept in `config.data.path`, beside them the rate at which answers
 that know nothing are right. The arms learn from the verifier, from the answers alone (reasoning-gym has no solutions)
