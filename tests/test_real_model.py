@@ -46,7 +46,7 @@ def real(tmp_path_factory):
     for name, seed in (("model", 0), ("teacher", 1)):
         done = script("scripts/make_model.py", str(home / name), f"--seed={seed}", *SIZES)
         assert done.returncode == 0, done.stderr
-    shutil.copy(home / "model/tokenizer.json", home / "teacher/tokenizer.json")  # another seed, other sums, other merges
+    shutil.copy(home / "model/tokenizer.json", home / "teacher/tokenizer.json")  # another seed, other merges
     text = CONFIG
     data = home / "model/questions.jsonl"
     for name, path in (("MODEL", home / "model"), ("TEACHER", home / "teacher"), ("DATA", data)):
