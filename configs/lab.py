@@ -29,9 +29,10 @@ def get_config(variant: str = ""):
     )  # fmt: skip
     config.prior.update(steps=2000, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
     config.teacher.update(steps=1000, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
-    config.budget.flops = 4e11
+    config.budget.flops = 3.2e11
     config.task.evaluation_per_group = 24
-    config.eval.update(n=512, verdict_k=256)
+    config.eval.update(n=512, verdict_k=256, likelihood_samples=4)
+    config.report.every_s = 180
     if variant == "tiny":
         shrink(config)
     elif variant:

@@ -22,6 +22,7 @@ def get_config(variant: str = ""):
         return config
     config.seeds = (21, 22, 23, 24, 25)
     config.task.evaluation_per_group = 64
+    config.budget.flops = 4.5e11
     config.eval.update(n=1024, verdict_k=512, ks=tuple(2**i for i in range(10)))
     return config
 
