@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling.data.packing import Example
+from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.transformer import forward
 from ceiling.regimes import distill
@@ -174,7 +175,7 @@ def test_chunked_regime_loss_equals_divergence_on_full_logits(beta, chunk, toy):
         return total, denom
 
     def regime(params, teacher):
-        total, denom, _ = distill.REGIME.loss(params, batch, {"teacher": teacher}, Forward(model), cfg)
+        total, denom, _ = distill.REGIME.loss(params, batch, {"teacher": Policy(teacher, model, ())}, Forward(model), cfg)
         return total, denom
 
     (want, n), want_grad = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
