@@ -175,7 +175,8 @@ def test_chunked_regime_loss_equals_divergence_on_full_logits(beta, chunk, toy):
         return total, denom
 
     def regime(params, teacher):
-        total, denom, _ = distill.REGIME.loss(params, batch, {"teacher": Policy(teacher, model, ())}, Forward(model), cfg)
+        frozen = {"teacher": Policy(teacher, model, ())}
+        total, denom, _ = distill.REGIME.loss(params, batch, frozen, Forward(model), cfg)
         return total, denom
 
     (want, n), want_grad = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
