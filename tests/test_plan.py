@@ -197,8 +197,7 @@ def test_rlp_scores_every_thought_and_one_baseline_a_context():
     assert flops["train", "policy"] == accounts.train_flops(config, [19] * 12)
 
 
-def test_the_ledger_of_a_real_step_is_never_above_the_plan():
-    """The lab's arms, planned and run for one update on a model of its own size."""
+def test_updates_of_the_lab_are_its_budget_over_the_planned_flops():
     module = config_file("lab")
     config = module.get_config("tiny")
     planned = {stage.name: stage for stage in plan(config).stages}
