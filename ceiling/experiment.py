@@ -26,6 +26,7 @@ import time
 
 from ceiling import results, schema, workers
 from ceiling.config import ConfigError, digest
+from ceiling.data import sources
 from ceiling.logs import Progress
 from ceiling.version import __version__
 
@@ -163,13 +164,12 @@ def _fingerprints(config: dict) -> dict:
 
 
 def content_hash(key: str, path) -> str:
-    """SHA-256 of a file, or of a folder's files and their names; a file that does not exist yet is an empty one."""
-    root = pathlib.Path(path)
-    files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root] if root.exists() else []
-    total = hashlib.sha256()
+    """SHA-256 of a file, of the files that a pattern names, or of a folder's files and their names."""
+    root, total = pathlib.Path(path), hashlib.sha256()
     try:
-        for file in files:
-            total.update(str(file.relative_to(root)).encode())
+        found = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else sources.files(str(path), key)
+        for file in found:
+            total.update(str(file.relative_to(root) if root.is_dir() else file.name).encode())
             with open(file, "rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
     except OSError as error:

@@ -135,10 +135,10 @@ def measure(size: str, repeats: int, rate: float) -> list[tuple]:
     bench = Bench(size)
     rows, samples = bench.work["sft_rows"], bench.work["prompts"] * bench.work["samples"]
     full = PROMPT_TOKENS + NEW_TOKENS
-    train = ledger.TRAIN_FACTOR * ledger.forward_flops(bench.config, [SFT_TOKENS] * rows)
+    train = ledger.train_flops(bench.config, [SFT_TOKENS] * rows)
     prompts, n = bench.work["prompts"], bench.work["samples"]
     sample = ledger.sampling_flops(bench.config, [PROMPT_TOKENS] * prompts, [[NEW_TOKENS] * n] * prompts)
-    update = ledger.TRAIN_FACTOR * ledger.forward_flops(bench.config, [full] * samples)
+    update = ledger.train_flops(bench.config, [full] * samples)
     jobs = [
         ("train step (SFT)", bench.sft(), rows * SFT_TOKENS, train),
         ("rollout", bench.rollout(), samples * NEW_TOKENS, sample),
@@ -163,7 +163,7 @@ def first_step_flops(size: str) -> float:
     from ceiling.model import ModelConfig
 
     lengths = [SFT_TOKENS] * WORK[size]["sft_rows"]
-    return ledger.TRAIN_FACTOR * ledger.forward_flops(ModelConfig(**SIZES[size]), lengths)
+    return ledger.train_flops(ModelConfig(**SIZES[size]), lengths)
 
 
 def main(_) -> None:

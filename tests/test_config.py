@@ -436,6 +436,18 @@ def test_a_new_seed_or_arm_leaves_the_others_alone(config):
     assert [*_keys(config)] == [s.name for s in experiment.plan(ceiling.validate(config))]  # names are unique
 
 
+def test_a_changed_file_behind_a_pattern_is_another_run(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}")
+    pattern = str(tmp_path / "*.jsonl")
+    before = experiment.content_hash("config.data.path", pattern)
+    assert experiment.content_hash("config.data.path", pattern) == before
+    (tmp_path / "b.jsonl").write_text('{"x": 1}')
+    changed = experiment.content_hash("config.data.path", pattern)
+    (tmp_path / "c.jsonl").write_text("{}")
+    assert len({before, changed, experiment.content_hash("config.data.path", pattern)}) == 3
+
+
 def test_another_file_of_the_same_name_is_another_run(tmp_path):
     path = tmp_path / "data.jsonl"
     keys = []

@@ -1,4 +1,6 @@
-"""Exact shares: how many problems of each group make a pool in the proportions of a mix."""
+"""Exact shares: how many problems of each group make a pool in the proportions of a mix; and seeded draws."""
+
+import numpy as np
 
 
 def apportion(mix: dict[str, float], size: int) -> dict[str, int]:
@@ -10,6 +12,11 @@ def apportion(mix: dict[str, float], size: int) -> dict[str, int]:
     for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: size - sum(counts.values())]:
         counts[name] += 1
     return counts
+
+
+def drawn(items: list, seed: int, count: int) -> list:
+    """`count` items drawn with replacement, a function of the seed alone."""
+    return [items[i] for i in np.random.default_rng([seed, 29]).integers(len(items), size=count)]
 
 
 def pool(groups: dict[str, list], mix: dict[str, float], size: int) -> list:

@@ -21,8 +21,6 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
-
 from ceiling.config import ConfigError, Section, flag, number, text
 from ceiling.data import mixture, prompts, sources
 from ceiling.data.tokens import ByteTokenizer
@@ -118,8 +116,7 @@ class Gym:
         return mixture.pool(self._training, dict(mix), size)
 
     def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
-        order = np.random.default_rng([seed, 29]).integers(len(self._documents), size=count)
-        return [self._documents[i] for i in order]
+        return mixture.drawn(self._documents, seed, count)
 
     @functools.cached_property
     def _documents(self) -> list[Document]:

@@ -193,8 +193,7 @@ class Questions:
         return mixture.pool(self._training_groups, dict(mix), size)
 
     def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
-        order = np.random.default_rng([seed, 29]).integers(len(self._documents), size=count)
-        return [self._documents[i] for i in order]
+        return mixture.drawn(self._documents, seed, count)
 
     @functools.cached_property
     def _documents(self) -> list[Document]:
