@@ -117,6 +117,10 @@ def run(config, workdir) -> results.Result:
             if leftover.with_suffix("") not in planned:
                 shutil.rmtree(leftover)
         began = time.time()
+        priors = {stage.seed: stage.directory(workdir) for stage in stages if stage.kind == "prior"}
+
+        def pointless(stage: Stage) -> bool:
+            return stage.kind != "prior" and results.unfit(priors[stage.seed])
 
         def write(complete: bool) -> results.Result:
             finished = [s for s in stages if s.directory(workdir).exists()]
@@ -125,7 +129,7 @@ def run(config, workdir) -> results.Result:
             return result
 
         with _Background(lambda: write(False), config["report"]["every_s"]) as interim:
-            workers.execute(stages, workdir, config["workers"], progress, interim.wanted)
+            workers.execute(stages, workdir, config["workers"], progress, interim.wanted, pointless)
         result = write(True)
         progress.log(f"finished: {time.time() - began:.0f} s in this call")
     return result

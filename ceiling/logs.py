@@ -49,6 +49,11 @@ class Progress:
         """A stage that an earlier call finished."""
         self.done += 1
 
+    def drop(self, name: str) -> None:
+        """A stage that is not worth running."""
+        self.total -= 1
+        self.log(f"left out {name}: its prior failed the gate  [{self.done}/{self.total}]")
+
     def start(self, name: str) -> None:
         self.running[name] = {"began": time.time(), "progress": 0.0}
         self._printed[name] = time.time()

@@ -62,10 +62,10 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
     """The whole content of results.json; its keys are documented in docs/reading.md."""
     task = schema.load_task(config)
     gates = _json_rows(finished, workdir, "gate.json")
-    unfit = {row["seed"] for row in gates if not row["passed"]}
-    cells, strategies, n = _cells(finished, workdir, unfit)
+    failed = {s.seed for s in finished if s.kind == "prior" and unfit(s.directory(workdir))}
+    cells, strategies, n = _cells(finished, workdir, failed)
     tables = {
-        "meta": _meta(config, stages, finished, workdir, task, unfit, complete),
+        "meta": _meta(config, stages, finished, workdir, task, failed, complete),
         "gates": gates, "budget": {"unit": "FLOP", "axis": config["budget"]["axis"],
                                    "target_flops": config["budget"]["flops"]},
         "likelihood": _json_rows(finished, workdir, "likelihood.json"),
@@ -80,6 +80,12 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
             aggregates={name: groups.split() for name, groups in config["aggregates"].items()},
         ))  # fmt: skip
     return tables
+
+
+def unfit(prior: pathlib.Path) -> bool:
+    """Whether the prior in this stage directory failed its gate: nothing that starts from it counts."""
+    gate = prior / "gate.json"
+    return gate.exists() and not json.loads(gate.read_text())["passed"]
 
 
 def _measures(config: dict, evalset: summary.EvalSet) -> dict:
@@ -98,11 +104,11 @@ def _measures(config: dict, evalset: summary.EvalSet) -> dict:
     return out
 
 
-def _cells(finished, workdir: pathlib.Path, unfit: set[int]):
+def _cells(finished, workdir: pathlib.Path, failed: set[int]):
     """((arm, seed) -> Cell, strategy names, n) from the records of finished evaluations."""
     cells, names, n = {}, [], 0
     for stage in finished:
-        if stage.kind != "evaluate" or stage.seed in unfit:
+        if stage.kind != "evaluate" or stage.seed in failed:
             continue
         samples = Samples.load(stage.directory(workdir) / "records.parquet")
         n = samples.n
@@ -165,7 +171,7 @@ def _training(finished, workdir: pathlib.Path) -> list[dict]:
     return rows
 
 
-def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
+def _meta(config, stages, finished, workdir, task, failed, complete) -> dict:
     arms = [{"name": "base", "title": "base", "regime": "none", "reads": [], "control": False,
              "description": "the pretrained prior"},
             {"name": NULL, "title": "base, drawn again", "regime": "none", "reads": [], "control": True,
@@ -177,7 +183,7 @@ def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
                      "description": (regimes.summary_line(entry["regime"]))})  # fmt: skip
     arms += [{"name": name, "title": title, "regime": "sft", "reads": ["text"], "control": False, "source": True,
               "description": description} for name, title, description in _SOURCES]  # fmt: skip
-    notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(unfit)]
+    notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(failed)]
     if task.guess_rate is not None:
         k = config["eval"]["verdict_k"]
         notes.append(f"guessing: a random well-formed answer is right with probability {task.guess_rate:g}, "
@@ -188,7 +194,8 @@ def _meta(config, stages, finished, workdir, task, unfit, complete) -> dict:
         "packages": {p: metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
         "wall_s": _stage_seconds(finished, workdir), "seeds": list(config["seeds"]), "n": config["eval"]["n"],
         "ks": list(config["eval"]["ks"]), "verdict_k": config["eval"]["verdict_k"], "margin": config["eval"]["margin"],
-        "stages": {"done": len(finished), "total": len(stages)}, "complete": complete, "notes": notes,
+        "stages": {"done": len(finished),
+                   "total": sum(s.kind == "prior" or s.seed not in failed for s in stages)}, "complete": complete, "notes": notes,
         "task": {"name": task.name, "groups": [dataclasses.asdict(g) for g in task.groups]},
         "aggregates": {name: groups.split() for name, groups in config["aggregates"].items()},
         "arms": arms, "base": "base", "null": NULL, "pairs": _pairs(config),

@@ -21,8 +21,9 @@ from collections.abc import Callable
 REPORT_EVERY_S = 0.5  # a stage's progress events are thinned to this
 
 
-def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Callable) -> None:
-    """Run every stage whose output is missing. finished(stage, pending) is called after each."""
+def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Callable, pointless: Callable) -> None:
+    """Run every stage whose output is missing. finished(stage, pending) is called after each; pointless(stage) is
+    asked again before each start, and what it holds for is left out."""
     waiting = []
     for stage in stages:
         if stage.directory(workdir).exists():
@@ -30,9 +31,9 @@ def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Cal
         else:
             waiting.append(stage)
     if workers == 1:
-        _in_process(waiting, workdir, progress, finished)
+        _in_process(waiting, workdir, progress, finished, pointless)
     elif waiting:
-        _in_parallel(waiting, workdir, min(workers, len(waiting)), progress, finished)
+        _in_parallel(waiting, workdir, min(workers, len(waiting)), progress, finished, pointless)
 
 
 def job(stage, workdir: pathlib.Path) -> dict:
@@ -69,8 +70,11 @@ def perform(job: dict, report: Callable[[dict], None]) -> None:
     temporary.rename(out)
 
 
-def _in_process(waiting, workdir, progress, finished) -> None:
+def _in_process(waiting, workdir, progress, finished, pointless) -> None:
     for i, stage in enumerate(waiting):
+        if pointless(stage):
+            progress.drop(stage.name)
+            continue
         progress.start(stage.name)
         try:
             perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event))
@@ -80,13 +84,18 @@ def _in_process(waiting, workdir, progress, finished) -> None:
         finished(stage, len(waiting) - i - 1)
 
 
-def _in_parallel(waiting, workdir, count, progress, finished) -> None:
+def _in_parallel(waiting, workdir, count, progress, finished, pointless) -> None:
     events: queue.Queue = queue.Queue()
     pool = [_Worker(i, workdir, events) for i in range(count)]
     running: dict[int, object] = {}
     waiting = list(waiting)
     try:
         while waiting or running:
+            for stage in [s for s in waiting if pointless(s)]:
+                waiting.remove(stage)
+                progress.drop(stage.name)
+            if not waiting and not running:
+                break
             for worker in pool:
                 ready = next((s for s in waiting if all(n.directory(workdir).exists() for n in s.needs.values())), None)
                 if worker.index not in running and ready is not None:

@@ -71,7 +71,7 @@ class Lab:
         else:
             recipe = prior.teacher_recipe(c["teacher_strategies"], c["teacher_depths"].values())
         teacher = kind == "teacher"
-        return prior.write(recipe, seed, count, self.splits.prompts, conventions=teacher)[0]
+        return prior.write(recipe, seed, count, conventions=teacher)[0]
 
     def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | None:
         if problem.group not in self.config["demonstrated_groups"].split():

@@ -8,6 +8,7 @@ a map are separate skills: the corpus can make the one rare while the other is c
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,6 +73,12 @@ def text_of(digits_4: np.ndarray) -> str:
 
 def prompt(letters: str, digits: str) -> str:
     return letters.ljust(SLOTS, ".") + digits + "="
+
+
+def held_out(prompt: str) -> bool:
+    """Whether a prompt belongs to the problems, one in eight by hash: no corpus ever shows it. So the corpus does
+    not depend on which problems, or how many, are drawn from them."""
+    return hashlib.blake2b(prompt.encode(), digest_size=1).digest()[0] % 8 == 0
 
 
 def read_prompt(text: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The generated corpus: what the prior contains is set here and counted exactly.
 
 A letter is followed by its true function with probability rho, otherwise by its decoy. Strategies are
-mixed independently of the problem. Prompts of evaluation and training problems never appear.
+mixed independently of the problem. Prompts that are held out for problems never appear.
 """
 
 import collections
@@ -51,7 +51,7 @@ def teacher_recipe(strategy_weight: dict[str, float], depth_weight) -> Recipe:
     return Recipe({c: 1.0 for c in lang.TRUTH}, weight, tuple(depth_weight), strategy_weight)
 
 
-def write(recipe: Recipe, seed: int, count: int, forbidden: frozenset[str], *, conventions: bool):
+def write(recipe: Recipe, seed: int, count: int, *, conventions: bool):
     """(documents, exposure). conventions: apply group M's right-to-left truth where it holds (the
     teacher knows it; in the prior the direction is independent of the problem)."""
     rng = np.random.default_rng([seed, 23])
@@ -72,7 +72,7 @@ def write(recipe: Recipe, seed: int, count: int, forbidden: frozenset[str], *, c
             word = "".join(letters[c] for c in letter_N4[i, : depth_N[i]])
             digits = lang.text_of(digit_N4[i])
             prompt = lang.prompt(word, digits)
-            if prompt in forbidden:
+            if lang.held_out(prompt):
                 continue
             strategy = strategies[strategy_N[i]]
             if conventions and depth_N[i] > 1 and strategy != "N":

@@ -1,12 +1,14 @@
 """Problem groups of the lab and their splits, disjoint by construction.
 
-Evaluation problems are drawn first, training problems avoid their prompts, the corpus avoids both.
-All draws depend on the task's seed only, so every training seed and every arm sees the same problems.
+Problems are drawn from the held-out prompts, which no corpus shows, and no two share a prompt. All draws depend on
+the task's seed only, so every training seed and every arm sees the same problems; every split and group has a
+stream of its own, so asking for more of one adds to it and leaves the others as they were.
 """
 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,55 +29,61 @@ GROUPS = (
           "majority strategy is wrong", "reached by strategy B", trap=True),
 )  # fmt: skip
 NAMES = tuple(g.name for g in GROUPS)
+_STREAM = {name: i for i, name in enumerate((*NAMES, "gate"))}
 _LETTERS = {"R": "gh", "V": "i", "U": "j", "A": "q", "Ap": "kl"}
-_DEPTHS = {"C": (2, 3), "X": (4,), "M": (2, 3)}
+_DEPTHS = {"C": (2, 3), "X": (4,), "M": (2, 3), "gate": (1, 2, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Problems by split and group; `prompts` holds every prompt that no corpus text may show."""
+    """Problems by split and group."""
 
     evaluation: dict[str, list[Problem]]
     training: dict[str, list[Problem]]
     gate: list[Problem]
-    prompts: frozenset[str]
 
 
 @functools.lru_cache(maxsize=4)
 def make_splits(seed: int, evaluation_per_group: int, training_per_group: int, gate_problems: int) -> Splits:
-    rng = np.random.default_rng([seed, 11])
     taken: set[str] = set()
     ids = itertools.count()
 
-    def split(per_group: int) -> dict[str, list[Problem]]:
-        return {g: [_draw(g, rng, taken, next(ids)) for _ in range(per_group)] for g in NAMES}
+    def draw(split: int, group: str, count: int) -> list[Problem]:
+        candidates = _candidates(group, np.random.default_rng([seed, 11, split, _STREAM[group]]))
+        return [_first_new(group, candidates, taken, next(ids)) for _ in range(count)]
 
-    evaluation, training = split(evaluation_per_group), split(training_per_group)
-    gate = [_draw("gate", rng, taken, next(ids)) for _ in range(gate_problems)]
-    return Splits(evaluation, training, gate, frozenset(taken))
+    gate = draw(0, "gate", gate_problems)
+    training = {g: draw(1, g, training_per_group) for g in NAMES}
+    evaluation = {g: draw(2, g, evaluation_per_group) for g in NAMES}
+    return Splits(evaluation, training, gate)
 
 
-def _draw(group: str, rng, taken: set[str], id: int) -> Problem:
-    """One problem of a group whose prompt is new and whose answer the group's definition allows."""
-    for _ in range(100_000):
-        letters, digits = _letters(group, rng), lang.text_of(rng.integers(10, size=4))
+def _first_new(group: str, candidates, taken: set[str], id: int) -> Problem:
+    """The next candidate whose prompt is held out and new, and whose answer the group's definition allows."""
+    for letters, digits in itertools.islice(candidates, 1_000_000):
         prompt = lang.prompt(letters, digits)
-        if prompt in taken or not _allowed(group, letters, digits):
+        if not lang.held_out(prompt) or prompt in taken or not _allowed(group, letters, digits):
             continue
         taken.add(prompt)
         return Problem(id, group, prompt, lang.truth(letters, digits), (letters, digits))
     raise ValueError(f"lab: could not draw another distinct problem of group {group}; ask for fewer")
 
 
-def _letters(group: str, rng) -> str:
-    common = list(lang.COMMON_LETTERS)
-    if group == "gate":  # skills that the corpus always shows truthfully, depths 1-3
-        return "".join(rng.choice(common + list(lang.ALIAS_LETTERS), size=rng.integers(1, 4)))
-    if group in _DEPTHS:
-        return "".join(rng.choice(common, size=rng.choice(_DEPTHS[group])))
-    special = rng.choice(list(_LETTERS[group]))
-    partner = rng.choice(common)
-    return str(rng.choice([special, special + partner, partner + special]))
+def _candidates(group: str, rng, block: int = 2048) -> Iterator[tuple[str, str]]:
+    """Letters and digits without end, drawn in blocks: most candidates are not held out."""
+    common = np.array(list(lang.COMMON_LETTERS))
+    # The gate asks for every skill that the corpus always shows truthfully.
+    known = np.array([*common, *lang.ALIAS_LETTERS]) if group == "gate" else common
+    while True:
+        digits_N = rng.integers(10_000, size=block)
+        if group in _DEPTHS:
+            letters_N4, depth_N = rng.choice(known, size=(block, lang.SLOTS)), rng.choice(_DEPTHS[group], size=block)
+            words = ["".join(row[:depth]) for row, depth in zip(letters_N4, depth_N, strict=True)]
+        else:
+            special_N, partner_N = rng.choice(list(_LETTERS[group]), size=block), rng.choice(common, size=block)
+            form_N = rng.integers(3, size=block)
+            words = [(s, s + p, p + s)[f] for s, p, f in zip(special_N, partner_N, form_N, strict=True)]
+        yield from zip(words, (f"{d:04d}" for d in digits_N), strict=True)
 
 
 def _allowed(group: str, letters: str, digits: str) -> bool:
