@@ -1,4 +1,5 @@
-"""What every command of the project does the same way: flags, one line for a refusal, exit code 2."""
+"""What every command of the project does the same way: flags, one line for a refusal and exit code 2, one for a
+stop that was asked for and exit code 75."""
 
 import sys
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 import ceiling
+from ceiling.train import signals
 
 
 def start(command: Callable[[], None], required: list[str]) -> None:
@@ -18,6 +20,9 @@ def start(command: Callable[[], None], required: list[str]) -> None:
             logging.set_verbosity(logging.WARNING)  # the checkpointer narrates every save at INFO
         try:
             command()
+        except signals.Stopped as stop:
+            print(f"ceiling: {stop}", file=sys.stderr)
+            sys.exit(signals.EXIT_CODE)
         except (ceiling.ConfigError, RuntimeError, ValueError, OSError) as error:
             print(f"ceiling: {error}", file=sys.stderr)
             sys.exit(2)

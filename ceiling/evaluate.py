@@ -19,6 +19,7 @@ from ceiling.evals import summary
 from ceiling.evals.records import Samples
 from ceiling.logs import Progress
 from ceiling.model.source import RUNTIME
+from ceiling.train import signals
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Its task, data, eval, mesh sections", lock_config=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face directory, or stage directory of a run")
@@ -45,13 +46,14 @@ def evaluate(config, checkpoint: str, workdir: str, seed: int) -> pathlib.Path:
     settings = experiment.evaluation_settings(config, draw=0) | {"seed": seed}
     settings["checkpoint"] = experiment.content_hash("--checkpoint", checkpoint)
     out = workdir / digest(settings)
-    with experiment.locked(workdir), Progress(1, workdir) as progress:
+    grace_s = config["checkpoint"]["grace_s"]
+    with experiment.locked(workdir), signals.watched(grace_s), Progress(1, workdir) as progress:
         if not out.exists():
             progress.start("evaluate")
             home = _home(pathlib.Path(checkpoint), workdir)
             job = {"name": "evaluate", "kind": "evaluate", "settings": settings, "out": str(out),
-                   "needs": {"policy": str(home), "base": str(home)}}  # fmt: skip
-            workers.perform(job, lambda event: progress.update("evaluate", event))
+                   "needs": {"policy": str(home), "base": str(home)}, "how": experiment.how(config)}  # fmt: skip
+            workers.perform(job, lambda event: progress.update("evaluate", event), progress.log)
             progress.finish("evaluate")
         _write_results(out, config)
     return out

@@ -28,12 +28,15 @@ from ceiling import results, schema, workers
 from ceiling.config import ConfigError, digest
 from ceiling.data import sources
 from ceiling.logs import Progress
+from ceiling.train import signals
 from ceiling.version import __version__
+from ceiling.workers import UNFINISHED
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """name is unique in the run and readable; needs maps input names to stages; key is the identity."""
+    """name is unique in the run and readable; needs maps input names to stages; key is the identity. how: on which
+    mesh it runs and when it saves, which change the numbers by rounding or not at all and are no part of it."""
 
     name: str
     kind: str
@@ -41,6 +44,7 @@ class Stage:
     arm: str | None
     settings: dict
     needs: dict[str, "Stage"]
+    how: dict
 
     @property
     def key(self) -> str:
@@ -58,7 +62,7 @@ def plan(config: dict) -> list[Stage]:
         common = {**world, "seed": seed}
 
         def add(name, kind, needs, owner=None, seed=seed, common=common, **settings) -> Stage:
-            out.append(Stage(f"seed{seed}/{name}", kind, seed, owner, {**common, **settings}, needs))
+            out.append(Stage(f"seed{seed}/{name}", kind, seed, owner, {**common, **settings}, needs, how(config)))
             return out[-1]
 
         prior = add("prior", "prior", {}, train=config["prior"])
@@ -86,7 +90,12 @@ def plan(config: dict) -> list[Stage]:
 
 def _world(config: dict) -> dict:
     """What every stage may read: a change of it is another run."""
-    return {key: config[key] for key in ("mesh", "task", "model")} | _fingerprints(config)
+    return {key: config[key] for key in ("task", "model")} | _fingerprints(config)
+
+
+def how(config: dict) -> dict:
+    """How a stage is carried out: a run goes on with another mesh or other checkpoints."""
+    return {key: config[key] for key in ("mesh", "checkpoint")}
 
 
 def _sampling(config: dict) -> dict:
@@ -104,18 +113,18 @@ def run(config, workdir) -> results.Result:
     """Run the whole experiment, or what is left of it, and return its tables.
 
     config: as from `get_config` or `defaults`; workdir: the run directory, made if missing. Raises
-    ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use.
+    ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use, signals.Stopped
+    if the process is asked to stop: everything done is saved then, and the same call continues.
     """
     config = schema.validate(config)
     schema.check_against_task(config, schema.load_task(config))
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)
-    with locked(workdir), Progress(len(stages), workdir) as progress:
+    grace_s = config["checkpoint"]["grace_s"]
+    with locked(workdir), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
         planned = {stage.directory(workdir) for stage in stages}
-        for leftover in workdir.glob("stages/*/*/*.tmp"):
-            if leftover.with_suffix("") not in planned:
-                shutil.rmtree(leftover)
+        _tidy(workdir, planned, progress)
         began = time.time()
         priors = {stage.seed: stage.directory(workdir) for stage in stages if stage.kind == "prior"}
 
@@ -129,10 +138,24 @@ def run(config, workdir) -> results.Result:
             return result
 
         with _Background(lambda: write(False), config["report"]["every_s"]) as interim:
-            workers.execute(stages, workdir, config["workers"], progress, interim.wanted, pointless)
+            workers.execute(stages, workdir, config["workers"], progress, interim.wanted, pointless, grace_s)
         result = write(True)
         progress.log(f"finished: {time.time() - began:.0f} s in this call")
     return result
+
+
+def _tidy(workdir: pathlib.Path, planned: set, progress: Progress) -> None:
+    """Remove what killed runs left and nobody continues: not the unfinished work of other settings."""
+    for leftover in workdir.glob("stages/*/*/*.tmp"):
+        if leftover.with_suffix("") in planned:
+            continue
+        if (leftover / UNFINISHED).exists():
+            progress.log(f"kept    {leftover}: unfinished, of other settings; delete it if they are not coming back")
+        else:
+            shutil.rmtree(leftover)
+    for leftover in workdir.glob(f"stages/*/*/*/{UNFINISHED}"):
+        if leftover.parent.suffix != ".tmp":
+            shutil.rmtree(leftover)  # killed between the stage's last rename and this
 
 
 class _Background:

@@ -11,6 +11,7 @@ Every entry is charged to a phase and a model; student-side work is what the com
 
 import collections
 import dataclasses
+import math
 
 import numpy as np
 
@@ -132,13 +133,16 @@ class Ledger:
     @property
     def student_flops(self) -> float:
         """Sampling + scoring + training by every model but the teacher."""
-        return sum(e.flops for (phase, model), e in self.entries.items()
-                   if phase in BUDGET_PHASES and model != "teacher")  # fmt: skip
+        return self._flops(lambda model: model != "teacher")
 
     @property
     def teacher_flops(self) -> float:
-        return sum(e.flops for (phase, model), e in self.entries.items()
-                   if phase in BUDGET_PHASES and model == "teacher")  # fmt: skip
+        return self._flops(lambda model: model == "teacher")
+
+    def _flops(self, counts) -> float:
+        """Rounded once: the order in which entries came, which a resume changes, must not show."""
+        return math.fsum(e.flops for (phase, model), e in self.entries.items()
+                         if phase in BUDGET_PHASES and counts(model))  # fmt: skip
 
     def spent(self, axis: str) -> float:
         """The value that arms are matched on: "student" or "total" (teacher included)."""

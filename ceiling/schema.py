@@ -56,6 +56,12 @@ EVAL = Section(
 )  # fmt: skip
 PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
 TEACHER = PRETRAIN | Section(path=text("", doc="a checkpoint that teaches as it is; empty: the base, continued"))
+CHECKPOINT = Section(
+    every_s=number(60, low=0, doc="seconds between the checkpoints of a stage that trains"),
+    every_steps=number(0, whole=True, low=0, doc="steps between them instead; 0: by the clock"),
+    keep=number(2, whole=True, low=1, doc="newest checkpoints kept; a damaged one falls back to the one before"),
+    grace_s=number(25, low=0, high=86_400, doc="seconds from SIGTERM to the end, saved or not"),
+)
 PLAN = Section(
     device=text("h100", choices=tuple(DEVICES), doc="what `--plan` plans for; changes nothing of a run"),
     mfu=number(0.35, low=1e-3, high=1, doc="share of the device's peak that training reaches"),
@@ -82,7 +88,7 @@ def section(config) -> Section:
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
-        plan=PLAN,
+        plan=PLAN, checkpoint=CHECKPOINT,
         report=Section(
             every_s=number(90, low=0, doc="seconds between updates of the report while running"),
             pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 
@@ -31,18 +30,24 @@ from ceiling.regimes.base import Sample
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import score
 from ceiling.tasks import base as task_base
-from ceiling.train.checkpoint import load_params, save_params
+from ceiling.train import signals
+from ceiling.train.checkpoint import Checkpoints, load_params, save_params
 from ceiling.train.loop import Budget, Trainer, adapted, stream
+from ceiling.workers import UNFINISHED
 
 
 @dataclasses.dataclass
 class Context:
-    """settings; needs: name of an input -> its directory; out: where to write; report: progress."""
+    """settings: what decides the stage's numbers, and key its hash; how: mesh and checkpoints, which do not; needs:
+    name of an input -> its directory; out: where to write; report: progress; log: a line for the user."""
 
     settings: dict
+    how: dict
+    key: str
     needs: dict[str, pathlib.Path]
     out: pathlib.Path
     report: Callable[[dict], None]
+    log: Callable[[str], None]
 
     @functools.cached_property
     def task(self) -> task_base.Task:
@@ -50,7 +55,7 @@ class Context:
 
     @functools.cached_property
     def mesh(self):
-        return make_mesh(**self.settings["mesh"])
+        return make_mesh(**self.how["mesh"])
 
     @functools.cached_property
     def model(self) -> ModelConfig:
@@ -64,6 +69,11 @@ class Context:
         """The model that an input stage made, or the checkpoint that it names."""
         policy = load_policy(self.needs[name], self.model, self.mesh)
         return policy.replace(stop_ids=self.task.tokenizer.stop_ids)
+
+    @property
+    def unfinished(self) -> pathlib.Path:
+        """Where the stage keeps what a later call continues from; gone once the stage is complete."""
+        return self.out / UNFINISHED
 
     def write_json(self, name: str, value) -> None:
         (self.out / name).write_text(json.dumps(value))
@@ -158,17 +168,20 @@ def _replay(task, seed: int, start: int, count: int):
 
 
 def _train(context: Context, trainer: Trainer):
-    began = time.perf_counter()
+    tokens = lambda: sum(entry.tokens for entry in trainer.ledger.entries.values())  # noqa: E731
 
     def report(metrics: dict) -> None:
         done = trainer.budget.progress(trainer.ledger, metrics["step"] + 1)
-        tokens = sum(entry.tokens for entry in trainer.ledger.entries.values())
         context.report({
             "progress": min(1.0, done), "step": metrics["step"] + 1, "loss": metrics["loss"],
-            "tokens_per_s": tokens / (time.perf_counter() - began), "flops": metrics["flops"],
+            "tokens_per_s": (tokens() - before) / (time.perf_counter() - began), "flops": metrics["flops"],
         })  # fmt: skip
 
-    trained = trainer.run(report)
+    every = {key: context.how["checkpoint"][key] for key in ("every_s", "every_steps", "keep")}
+    with Checkpoints(context.unfinished / "checkpoints", context.key, log=context.log, **every) as checkpoints:
+        trainer.resume(checkpoints)
+        began, before = time.perf_counter(), tokens()
+        trained = trainer.run(report)
     save_params(context.out / "params", trained.params)
     config = trainer.model_config
     if config.lora_rank:
@@ -184,14 +197,17 @@ def evaluate(context: Context) -> None:
     """n judged samples per evaluation problem, their likelihood under the base and under the policy."""
     s, task = context.settings["eval"], context.task
     policy, ledger = context.policy("policy"), accounts.Ledger()
+
+    def report(done: int, total: int, tokens: int) -> None:
+        context.report({"progress": done / total, "tokens": tokens})
+        signals.check(f"after {done} of {total} problems")  # a chunk's records are on disk
+
     samples = evaluation.evaluate(
         policy, task, n=s["n"], seed=stream(context.seed, 5, s["draw"]), temperature=s["temperature"],
-        top_p=s["top_p"], slots=s["slots"], ledger=ledger, store=context.out / "records",
-        max_verifier_errors=s["max_verifier_errors"],
-        report=lambda done, total, tokens: context.report({"progress": done / total, "tokens": tokens}),
+        top_p=s["top_p"], slots=s["slots"], ledger=ledger, store=context.unfinished / "records",
+        max_verifier_errors=s["max_verifier_errors"], report=report,
     )  # fmt: skip
     samples.save(context.out / "records.parquet")
-    shutil.rmtree(context.out / "records")
     if s["likelihood_samples"]:
         _likelihood(context, samples, policy, ledger, min(s["likelihood_samples"], s["n"]))
     context.write_json("ledger.json", ledger.to_json())
@@ -278,4 +294,3 @@ def _mean_row(metric: str, value_PJ: np.ndarray) -> dict:
 
 
 STAGES = {"prior": prior, "teacher": teacher, "arm": arm, "evaluate": evaluate, "gain": gain}
-RESUMABLE = ("evaluate",)  # kinds that continue from what an unfinished directory of theirs holds

@@ -2,8 +2,11 @@
 
 A worker is `python -m ceiling.workers`: it reads one JSON job per line, runs it, and answers with JSON
 events. It ends when its input closes, so a killed run leaves no orphan behind. A stage writes into
-`<key>.tmp`, renamed to `<key>` when complete: an output directory exists whole or not at all. A resumable
-stage finds its own earlier `.tmp` and continues in it; the key says that it belongs to the same settings.
+`<key>.tmp`, renamed to `<key>` when complete: an output directory exists whole or not at all. What a killed stage
+left in the folder `unfinished` of its `.tmp` it continues from; the key says that it belongs to the same settings.
+
+A run that is asked to stop (train/signals.py) starts nothing more, passes the signal on to its workers, and waits
+until each has saved.
 """
 
 import json
@@ -11,6 +14,7 @@ import os
 import pathlib
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,12 +22,18 @@ import time
 import traceback
 from collections.abc import Callable
 
+from ceiling.train import signals
+
+UNFINISHED = "unfinished"  # folder of a stage for what a later call continues from; gone from a complete one
 REPORT_EVERY_S = 0.5  # a stage's progress events are thinned to this
 
 
-def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Callable, pointless: Callable) -> None:
+def execute(
+    stages, workdir: pathlib.Path, workers: int, progress, finished: Callable, pointless: Callable, grace_s: float
+) -> None:
     """Run every stage whose output is missing. finished(stage, pending) is called after each; pointless(stage) is
-    asked again before each start, and what it holds for is left out."""
+    asked again before each start, and what it holds for is left out; grace_s: how long a worker that is asked to stop
+    may take. Raises signals.Stopped if that leaves something undone."""
     waiting = []
     for stage in stages:
         if stage.directory(workdir).exists():
@@ -33,27 +43,30 @@ def execute(stages, workdir: pathlib.Path, workers: int, progress, finished: Cal
     if workers == 1:
         _in_process(waiting, workdir, progress, finished, pointless)
     elif waiting:
-        _in_parallel(waiting, workdir, min(workers, len(waiting)), progress, finished, pointless)
+        _in_parallel(waiting, workdir, min(workers, len(waiting)), progress, finished, pointless, grace_s)
 
 
 def job(stage, workdir: pathlib.Path) -> dict:
     """A stage as plain JSON: what a worker needs to know."""
     return {
-        "name": stage.name, "kind": stage.kind, "settings": stage.settings,
+        "name": stage.name, "kind": stage.kind, "settings": stage.settings, "how": stage.how,
         "needs": {name: str(need.directory(workdir)) for name, need in stage.needs.items()},
         "out": str(stage.directory(workdir)),
     }  # fmt: skip
 
 
-def perform(job: dict, report: Callable[[dict], None]) -> None:
+def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None]) -> None:
     """Run one job here; its output directory appears complete or not at all."""
     from ceiling import stages  # imports jax: only the process that computes pays for it
 
     out = pathlib.Path(job["out"])
     temporary = out.with_name(out.name + ".tmp")
-    if job["kind"] not in stages.RESUMABLE:
-        shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True, exist_ok=True)
+    for path in temporary.iterdir():  # of an earlier call, all but what it may continue from
+        if path.is_dir() and path.name != UNFINISHED:
+            shutil.rmtree(path)
+        elif not path.is_dir():
+            path.unlink()
     needs = {name: pathlib.Path(path) for name, path in job["needs"].items()}
     last = 0.0
 
@@ -64,10 +77,13 @@ def perform(job: dict, report: Callable[[dict], None]) -> None:
             report(event)
 
     began = time.perf_counter()
-    stages.STAGES[job["kind"]](stages.Context(job["settings"], needs, temporary, thinned))
-    record = {"name": job["name"], "settings": job["settings"], "seconds": time.perf_counter() - began}
+    stages.STAGES[job["kind"]](stages.Context(
+        job["settings"], job["how"], out.name, needs, temporary, thinned, lambda line: log(f"{job['name']}: {line}")
+    ))  # fmt: skip
+    record = {key: job[key] for key in ("name", "settings", "how")} | {"seconds": time.perf_counter() - began}
     (temporary / "stage.json").write_text(json.dumps(record, indent=1))
     temporary.rename(out)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # not before: a kill just now must lose nothing
 
 
 def _in_process(waiting, workdir, progress, finished, pointless) -> None:
@@ -75,28 +91,32 @@ def _in_process(waiting, workdir, progress, finished, pointless) -> None:
         if pointless(stage):
             progress.drop(stage.name)
             continue
+        signals.check(f"before {stage.name}")
         progress.start(stage.name)
         try:
-            perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event))
+            perform(job(stage, workdir), lambda event, name=stage.name: progress.update(name, event), progress.log)
+        except signals.Stopped as stop:
+            raise signals.Stopped(f"in {stage.name} {stop.where}") from None
         except Exception as error:  # noqa: BLE001 - named by its stage; the cause stays attached
             raise RuntimeError(f"{stage.name} failed: {_one_line(error)}") from error
         progress.finish(stage.name)
         finished(stage, len(waiting) - i - 1)
 
 
-def _in_parallel(waiting, workdir, count, progress, finished, pointless) -> None:
+def _in_parallel(waiting, workdir, count, progress, finished, pointless, grace_s) -> None:
     events: queue.Queue = queue.Queue()
-    pool = [_Worker(i, workdir, events) for i in range(count)]
+    pool = [_Worker(i, workdir, events, grace_s) for i in range(count)]
     running: dict[int, object] = {}
-    waiting = list(waiting)
+    waiting, asked, stopped = list(waiting), False, []
+    signals.notify(lambda: events.put((None, {"event": "asked"})))
     try:
-        while waiting or running:
+        while running or (waiting and not asked):
             for stage in [s for s in waiting if pointless(s)]:
                 waiting.remove(stage)
                 progress.drop(stage.name)
             if not waiting and not running:
                 break
-            for worker in pool:
+            for worker in () if asked else pool:
                 ready = next((s for s in waiting if all(n.directory(workdir).exists() for n in s.needs.values())), None)
                 if worker.index not in running and ready is not None:
                     waiting.remove(ready)
@@ -105,24 +125,39 @@ def _in_parallel(waiting, workdir, count, progress, finished, pointless) -> None
                     worker.send(job(ready, workdir))
             index, event = events.get()
             stage = running.get(index)
-            if event["event"] == "progress":
+            if event["event"] in ("asked", "stopped") and not asked:
+                asked = True  # a worker that heard the signal first speaks for all
+                for each in running:
+                    pool[each].process.terminate()
+            if event["event"] == "stopped":
+                stopped.append(f"in {stage.name} {event['where']}")
+                del running[index]
+            elif event["event"] == "ended" and asked and event["code"] in (signals.EXIT_CODE, -signal.SIGTERM):
+                if stage:
+                    stopped.append(f"in {stage.name}, within its step")
+                    del running[index]
+            elif event["event"] == "progress":
                 progress.update(stage.name, event["values"])
+            elif event["event"] == "log":
+                progress.log(event["line"])
             elif event["event"] == "done":
                 progress.finish(stage.name)
                 del running[index]
                 finished(stage, len(waiting) + len(running))
-            else:
+            elif event["event"] in ("error", "ended"):
                 name = stage.name if stage else f"worker {index}"
                 raise RuntimeError(f"{name} failed: {event['message']} (details: {pool[index].log_path})")
     finally:
         for worker in pool:
             worker.stop()
+    if stopped or waiting:
+        raise signals.Stopped(", ".join(stopped) or f"before {waiting[0].name}")
 
 
 class _Worker:
     """A child process and a thread that turns its output into events on a shared queue."""
 
-    def __init__(self, index: int, workdir: pathlib.Path, events: queue.Queue):
+    def __init__(self, index: int, workdir: pathlib.Path, events: queue.Queue, grace_s: float):
         self.index = index
         self.log_path = workdir / f"worker{index}.log"
         cache = str((workdir / "xla_cache").absolute())
@@ -138,7 +173,7 @@ class _Worker:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH", "")]))
         self.log = open(self.log_path, "a")  # noqa: SIM115 - closed in stop
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ceiling.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "ceiling.workers", str(grace_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log, env=env, text=True, bufsize=1,
         )  # fmt: skip
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
@@ -155,7 +190,8 @@ class _Worker:
     def _listen(self, events: queue.Queue) -> None:
         for line in self.process.stdout:
             events.put((self.index, json.loads(line)))
-        events.put((self.index, {"event": "error", "message": f"worker process ended with code {self.process.wait()}"}))
+        code = self.process.wait()
+        events.put((self.index, {"event": "ended", "code": code, "message": f"worker process ended with code {code}"}))
 
 
 def _one_line(error: Exception) -> str:
@@ -163,7 +199,8 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """The worker: jobs in on stdin, events out on stdout; everything else printed goes to stderr."""
+    """The worker: jobs in on stdin, events out on stdout; everything else printed goes to stderr. argv: the seconds
+    that it may take to stop once it is asked to."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     jobs: queue.Queue = queue.Queue()
@@ -178,15 +215,18 @@ def main() -> None:
     def say(event: str, **values) -> None:
         out.write(json.dumps({"event": event, **values}) + "\n")
 
-    while True:
-        work = jobs.get()
-        try:
-            perform(work, lambda values: say("progress", values=values))
-        except Exception as error:  # noqa: BLE001 - reported to the parent, which stops the run
-            traceback.print_exc()
-            say("error", message=_one_line(error))
-        else:
-            say("done")
+    with signals.watched(float(sys.argv[1])):
+        while True:
+            work = jobs.get()
+            try:
+                perform(work, lambda values: say("progress", values=values), lambda line: say("log", line=line))
+            except signals.Stopped as stop:
+                say("stopped", where=stop.where)
+            except Exception as error:  # noqa: BLE001 - reported to the parent, which stops the run
+                traceback.print_exc()
+                say("error", message=_one_line(error))
+            else:
+                say("done")
 
 
 if __name__ == "__main__":

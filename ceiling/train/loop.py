@@ -1,7 +1,7 @@
 """The training loop of every arm: draw, sample, verify, score, build, update, until the budget is spent.
 
-Everything a step does is a function of (seed, step) and the parameters, so a stage that is killed and
-run again gives the same result. The loop stops at the step that lands nearest to the budget.
+Everything a step does is a function of (seed, step), the train state and the ledger, so a stage that is killed and
+goes on from a checkpoint of those gives the same result. The loop stops at the step that lands nearest to the budget.
 """
 
 import collections
@@ -25,7 +25,8 @@ from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import executed_tokens, score
 from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
-from ceiling.train import optim
+from ceiling.train import optim, signals
+from ceiling.train.checkpoint import Checkpoints
 from ceiling.train.step import init_state, make_step
 
 CONFIG = optim.CONFIG | Section(
@@ -40,7 +41,7 @@ CONFIG = optim.CONFIG | Section(
     microbatches=number(1, whole=True, low=1, doc="gradient accumulation; does not change the result"),
     pool=number(2048, whole=True, low=1, doc="training problems"),
     mix=table({}, low=0, doc="share of training problems by group; empty: config.train.mix"),
-    max_skipped=number(20, whole=True, low=0, doc="non-finite updates tolerated before the arm stops"),
+    max_skipped=number(20, whole=True, low=0, doc="non-finite updates, in all, that the arm survives; none is applied"),
     max_verifier_errors=number(0.05, low=0, high=1, doc="share of verifier errors that stops the arm"),
     slots=number(512, whole=True, low=1, doc="sequences decoded at once; their cache is what sampling keeps in memory"),
     lora_rank=number(0, whole=True, low=0, high=4096, doc="rank of the trained adapters; 0: every weight is trained"),
@@ -87,7 +88,7 @@ def adapted(config: ModelConfig, cfg) -> ModelConfig:
 
 
 class Trainer:
-    """The mutable things of one arm: state, ledger, curve. `run` is the loop.
+    """The mutable things of one arm: state, ledger, curve, position. `run` is the loop.
 
     policy: what is trained, with fresh adapters if the arm has them; its parameters are donated. models: name
     ("teacher", "reference") -> Policy, read when the regime first asks for one."""
@@ -101,7 +102,8 @@ class Trainer:
         self.cfg = cfg = {**cfg, "max_tokens": longest}
         self.pool = task.training(dict(cfg["mix"]), cfg["pool"])
         self.verify = Verifier(task)
-        self.ledger, self.curve = accounts.Ledger(), []
+        self.ledger, self.curve, self.checkpoints = accounts.Ledger(), [], None
+        self.step, self.last, self.idle = 0, 0.0, 0  # steps done; FLOPs of the last; idle ones in a row
         self.frozen = {name: models[name] for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
         self.max_tokens += task.max_response_tokens
@@ -115,25 +117,48 @@ class Trainer:
             after and (lambda aux, params: after(aux, params, cfg)), trained,
         )  # fmt: skip
 
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Save there from now on, and start from its newest good checkpoint if it has one."""
+        self.checkpoints = checkpoints
+        if found := checkpoints.restore(self.state):
+            self.state, host = found
+            self.ledger, self.curve = accounts.Ledger.from_json(host["ledger"]), host["curve"]
+            self.step, self.last, self.idle = host["step"], host["last"], host["idle"]
+
     def run(self, report: Callable[[dict], None]) -> Trained:
-        """Train until the budget is spent. report receives one dict of metrics per step, a step late."""
-        step, last, idle, pending = 0, 0.0, 0, None
-        while not self.budget.spent(self.ledger, step, last):
+        """Train until the budget is spent. report receives one dict of metrics per step, a step late. Raises
+        signals.Stopped, after a checkpoint, if the process is asked to stop."""
+        pending = None
+        while not self.budget.spent(self.ledger, self.step, self.last):
             before = self.ledger.spent(self.budget.axis)
-            progress = self.budget.progress(self.ledger, step)
-            examples, metrics = self._gather(step, lambda p=pending: self._settle(p, report))
-            pending = self._update(step, examples, optim.learning_rate(self.cfg, progress))
+            progress = self.budget.progress(self.ledger, self.step)
+            examples, metrics = self._gather(self.step, lambda p=pending: self._settle(p, report))
+            pending = self._update(self.step, examples, optim.learning_rate(self.cfg, progress))
             pending.update(metrics)
-            last = self.ledger.spent(self.budget.axis) - before
-            idle = idle + 1 if last <= 0 else 0
-            if idle >= MAX_IDLE_STEPS:
+            self.last = self.ledger.spent(self.budget.axis) - before
+            self.idle = self.idle + 1 if self.last <= 0 else 0
+            if self.idle >= MAX_IDLE_STEPS:
                 raise RuntimeError(
-                    f"{self.regime.name}: {idle} steps in a row had nothing to learn from, so the budget is never "
+                    f"{self.regime.name}: {self.idle} steps in a row had nothing to learn from, so the budget is never "
                     "spent; its source gives no examples (is every sample filtered out as wrong?)"
                 )
-            step += 1
+            self.step += 1
+            asked = signals.asked()
+            if self.checkpoints and (asked or self.checkpoints.due(self.step)):
+                self._settle(pending, report)
+                self._save()
+            if asked:
+                if self.checkpoints:
+                    self.checkpoints.wait()
+                signals.check(f"after step {self.step}")
         self._settle(pending, report)
         return Trained(self.state.params, self.ledger, self.curve)
+
+    def _save(self):
+        """A checkpoint of everything that the next step depends on; the directory that it will be in."""
+        host = {"step": self.step, "last": self.last, "idle": self.idle, "ledger": self.ledger.to_json(),
+                "curve": self.curve}  # fmt: skip
+        return self.checkpoints.save(self.step, self.state, host)
 
     def _gather(self, step: int, settle: Callable[[], None]):
         """Everything before the update: (examples, host metrics). `settle` waits for the last update;
@@ -269,14 +294,18 @@ class Trainer:
         start = time.perf_counter()
         fetched = {k: float(v) for k, v in jax.device_get(pending.pop("device")).items()}
         self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
-        if fetched.get("skipped", 0) > self.cfg["max_skipped"]:
-            raise FloatingPointError(
-                f"{self.regime.name}: {int(fetched['skipped'])} updates had non-finite gradients "
-                f"(limit {self.cfg['max_skipped']}); lower the learning rate. No bad update was applied"
-            )
         pending.update(fetched)
         self.curve.append(pending)
         report(pending)
+        if fetched.get("skipped", 0) > self.cfg["max_skipped"]:
+            kept = ""
+            if self.checkpoints:
+                kept = f"; the last good parameters are in {self._save()}"
+                self.checkpoints.wait()
+            raise FloatingPointError(
+                f"{self.regime.name}: {int(fetched['skipped'])} updates had non-finite gradients "
+                f"(limit {self.cfg['max_skipped']}); lower the learning rate. No bad update was applied{kept}"
+            )
 
 
 def noise_ids(problems) -> list[int]:

@@ -217,7 +217,7 @@ def test_N1_the_arm_stops_when_too_many_updates_were_not_finite(lab):
     with pytest.raises(FloatingPointError, match=r"4 updates had non-finite gradients \(limit 3\)"):
         run(trainer)
     jax.tree.map(np.testing.assert_array_equal, host(trainer.state.params), lab.weights)
-    assert [row["skipped"] for row in trainer.curve] == [1, 2, 3]
+    assert [row["skipped"] for row in trainer.curve] == [1, 2, 3, 4]
 
 
 def test_too_many_verifier_errors_stop_the_arm(lab):
