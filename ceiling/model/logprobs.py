@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
+from ceiling.model.sharding import batch_parts, constrain
 from ceiling.model.transformer import unembed
 
 
@@ -32,14 +33,26 @@ def token_logprobs(params, config: ModelConfig, x_MD, targets_M, *, temperature=
 
 
 def map_chunks(fn: Callable, chunk_tokens: int, *arrays):
-    """Apply `fn` to chunks of the leading axis of all arrays and concatenate its outputs.
+    """Apply `fn` to chunks of the leading axis (of each device's part of it) of all arrays and concatenate its outputs.
 
     Each chunk is rematerialised in the backward pass, so peak memory holds one chunk of logits."""
-    M = arrays[0].shape[0]
-    if chunk_tokens >= M:
+    M, devices = arrays[0].shape[0], batch_parts(arrays[0])
+    devices = 1 if M % devices else devices
+    own = M // devices
+    if chunk_tokens >= own:
         return fn(*arrays)
-    chunks = -(-M // chunk_tokens)
-    padded = [jnp.pad(a, [(0, chunks * chunk_tokens - M)] + [(0, 0)] * (a.ndim - 1)) for a in arrays]
-    split = [a.reshape(chunks, chunk_tokens, *a.shape[1:]) for a in padded]
-    out = jax.lax.map(jax.checkpoint(lambda parts: fn(*parts)), split)
-    return jax.tree.map(lambda a: a.reshape(chunks * chunk_tokens, *a.shape[2:])[:M], out)
+    chunks = -(-own // chunk_tokens)
+
+    def split(a):
+        """[M, ...] -> [chunks, devices * chunk_tokens, ...]: every chunk holds a part of every device's rows."""
+        a = a.reshape(devices, own, *a.shape[1:])
+        a = jnp.pad(a, [(0, 0), (0, chunks * chunk_tokens - own)] + [(0, 0)] * (a.ndim - 2))
+        a = jnp.moveaxis(a.reshape(devices, chunks, chunk_tokens, *a.shape[2:]), 1, 0)
+        a = a.reshape(chunks, devices * chunk_tokens, *a.shape[3:])
+        return constrain(a, None, "batch", *[None] * (a.ndim - 2), like=arrays[0])
+
+    def merge(a):
+        a = jnp.moveaxis(a.reshape(chunks, devices, chunk_tokens, *a.shape[2:]), 0, 1)
+        return a.reshape(devices, chunks * chunk_tokens, *a.shape[3:])[:, :own].reshape(M, *a.shape[3:])
+
+    return jax.tree.map(merge, jax.lax.map(jax.checkpoint(lambda parts: fn(*parts)), [split(a) for a in arrays]))

@@ -3,6 +3,7 @@
 from ceiling.data.packing import Batch
 from ceiling.model.config import ModelConfig
 from ceiling.model.logprobs import token_logprobs
+from ceiling.model.sharding import constrain
 from ceiling.model.transformer import hidden
 
 
@@ -15,7 +16,7 @@ class Forward:
     def activations(self, params, batch: Batch):
         """Activations [B*T, D] that predict each token of `batch.targets_BT`."""
         x_RWD = hidden(params, self.config, batch.tokens_RW, batch.positions_RW, batch.segments_RW)
-        return x_RWD.reshape(-1, x_RWD.shape[-1])[batch.index_BT.reshape(-1)]
+        return constrain(x_RWD.reshape(-1, x_RWD.shape[-1])[batch.index_BT.reshape(-1)], "batch", None)
 
     def logprobs(self, params, batch: Batch, *, temperature=1.0, entropy=False):
         """(logp_BT, entropy_BT) of the targets; entropy is zeros unless asked for."""

@@ -4,6 +4,7 @@ Mesh axes: "data" (batch), "fsdp" (batch, and weights sharded over it), "tensor"
 A laptop is the 1x1x1 mesh. Logical names are resolved by flax's logical partitioning.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,8 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ceiling.model.config import ModelConfig, table, unflatten
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # rows of a batch, slots of the sampler
 RULES = (
-    ("batch", ("data", "fsdp")),
+    ("batch", BATCH),
+    ("rows", AXES),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -37,8 +40,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh: data*fsdp*tensor = {data}*{fsdp}*{tensor} = {size}, but jax sees "
             f"{jax.device_count()} device(s); lower config.mesh or start with more devices"
         )
-    devices = np.asarray(jax.devices()[:size]).reshape(data, fsdp, tensor)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    return mesh_over(jax.devices()[:size], data, fsdp, tensor)
+
+
+def mesh_over(devices, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over these devices, which may be those of a described topology: tensor neighbours lie together."""
+    return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
@@ -48,15 +55,51 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
     for path, spec in table(config).items():
         partition = nn.logical_to_mesh_axes(spec.axes, rules=RULES)
         for size, names in zip(spec.shape, partition, strict=True):
-            names = (names,) if isinstance(names, str) else (names or ())
-            parts = math.prod(mesh.shape[n] for n in names)
-            if size % parts:
+            if size % parts(mesh, names):
+                along = names if isinstance(names, str) else "*".join(names)
                 raise ValueError(
                     f"mesh: {path} has a dimension of {size}, not divisible by mesh axes "
-                    f"{'*'.join(names)} = {parts}; change config.mesh or the model's width"
+                    f"{along} = {parts(mesh, names)}; change config.mesh or the model's width"
                 )
         out[path] = NamedSharding(mesh, partition)
     return unflatten(out)
+
+
+def constrain(x, *axes: str | None, like=None):
+    """x inside a jitted program, laid out by logical axis names over the mesh that it (or `like`) is traced with.
+    Without a mesh it is x itself; an axis whose devices do not divide the dimension stays whole.
+
+    The compiler would choose a layout of its own for what is not said, and has chosen to gather logits and weights."""
+    mesh = jax.typeof(x if like is None else like).sharding.mesh
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = nn.logical_to_mesh_axes(axes, rules=RULES)
+    whole = [parts(mesh, names) > 1 and size % parts(mesh, names) for size, names in zip(x.shape, spec, strict=True)]
+    spec = PartitionSpec(*(None if w else names for w, names in zip(whole, spec, strict=True)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(weight, axes: tuple[str, ...]):
+    """A weight of these logical axes made whole over the fsdp axis where it is used, so that the compiler gathers one
+    layer's weights and not the activations. Its gradient is scattered over that axis again: left to itself, it would
+    be summed up whole on every device."""
+    return constrain(weight, *(None if axis == "embed" else axis for axis in axes))
+
+
+gathered.defvjp(lambda weight, axes: (gathered(weight, axes), None),
+                lambda axes, _, gradient: (constrain(gradient, *axes),))  # fmt: skip
+
+
+def parts(mesh, names) -> int:
+    """Devices along one or several mesh axes (None: one)."""
+    return math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ()))
+
+
+def batch_parts(x) -> int:
+    """Into how many parts the rows of a batch are divided on the mesh that x is traced with."""
+    mesh = jax.typeof(x).sharding.mesh
+    return 1 if mesh.empty else parts(mesh, BATCH)
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ceiling.model.config import ModelConfig
+from ceiling.model.config import ModelConfig, table
 from ceiling.model.rope import frequencies, rotary
+from ceiling.model.sharding import constrain, gathered
 
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
 
@@ -53,15 +54,24 @@ def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_B
 
 
 def embed(params, config: ModelConfig, tokens):
-    x = params["embed"].astype(config.compute_dtype)[tokens]
+    x = _whole(params["embed"], config, "embed")[tokens]
+    x = constrain(x, "batch", *[None] * (x.ndim - 1))
     # The factor is rounded to the compute dtype, as the published models were trained.
     return x * jnp.asarray(config.width**0.5, x.dtype) if config.embed_scale else x
 
 
 def unembed(params, config: ModelConfig, x):
     """Logits in float32 for activations [..., D]."""
-    head_DV = params["embed"].T if config.tied else params["head"]
-    return project(x, head_DV.astype(x.dtype), preferred_element_type=jnp.float32)
+    name = "embed" if config.tied else "head"
+    head = _whole(params[name], config, name)
+    logits = project(x, head.T if config.tied else head, preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", *[None] * (x.ndim - 2), "vocab")
+
+
+def _whole(weight, config: ModelConfig, path: str):
+    """A weight (one layer's, for a path of the layers) in the compute dtype, whole over the fsdp axis."""
+    axes = tuple(axis for axis in table(config)[path].axes if axis != "layers")
+    return gathered(weight.astype(config.compute_dtype), axes)
 
 
 def project(x, w, **kwargs):
@@ -81,13 +91,14 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
     def block(carry, layer_and_weights):
         x_BTD, state = carry
         layer, local, p = layer_and_weights
-        p = jax.tree.map(lambda w: w.astype(config.compute_dtype), p)
+        p = {name: _whole(w, config, f"layers/{name}") for name, w in p.items()}
         q, k, v = queries_keys_values(p, config, _normed(p, "attn_norm", config, x_BTD), positions_BT, local)
         out_BTNH, state = attend(layer, local, q, k, v, state)
         out_BTD = linear(p, config, "wo", out_BTNH.reshape(*out_BTNH.shape[:2], -1))
         x_BTD = x_BTD + _normed(p, "attn_post_norm", config, out_BTD)
         out_BTD = feed_forward(p, config, _normed(p, "mlp_norm", config, x_BTD))
-        return (x_BTD + _normed(p, "mlp_post_norm", config, out_BTD), state), None
+        x_BTD = constrain(x_BTD + _normed(p, "mlp_post_norm", config, out_BTD), "batch", None, None)
+        return (x_BTD, state), None
 
     if config.remat:
         block = jax.checkpoint(block)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
+from ceiling.model.sharding import constrain
 from ceiling.model.transformer import dense_attention, embed, heads_first, run_blocks, unembed, within_window
 
 FOREIGN = 2**30  # farther than any token: a place that holds nothing of the row
@@ -41,12 +42,16 @@ def _write(store, layer, new_BKTH, place):
     return jax.lax.dynamic_update_slice(store, new_BKTH[None], (layer, 0, 0, place, 0))
 
 
-def empty(config: ModelConfig, rows: int, capacity: int) -> Cache:
+def empty(config: ModelConfig, rows: int, capacity: int, like=None) -> Cache:
+    """A cache of zeros; on the mesh of `like` (a weight) its rows and heads are divided over the devices."""
     shape = (rows, config.kv_heads, capacity, config.head_dim)
-    if config.scan_layers:
-        make = lambda: jnp.zeros((config.layers, *shape), config.compute_dtype)  # noqa: E731
-    else:
-        make = lambda: tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers))  # noqa: E731
+    axes = ("batch", "kv_heads", None, None)
+
+    def make():
+        if config.scan_layers:
+            return constrain(jnp.zeros((config.layers, *shape), config.compute_dtype), None, *axes, like=like)
+        return tuple(constrain(jnp.zeros(shape, config.compute_dtype), *axes, like=like) for _ in range(config.layers))
+
     return Cache(make(), make())
 
 
@@ -63,7 +68,7 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
 
     positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
-    x_BPD, cache = run_blocks(params, config, x_BPD, positions_BP, attend, empty(config, B, P))
+    x_BPD, cache = run_blocks(params, config, x_BPD, positions_BP, attend, empty(config, B, P, params["embed"]))
     return cache, unembed(params, config, x_BPD[jnp.arange(B), lengths_B - 1])
 
 

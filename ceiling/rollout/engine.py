@@ -5,6 +5,10 @@ it, all slots decode one token per step, each at its own position; when enough s
 requests of the queue move in (the prompt's cache rows are copied, its first token is drawn from the
 prefill logits). There is no host round trip per token and no [B, T, V] array.
 
+On a mesh the slots lie in Z groups, one for every part that rows are divided into (the data and fsdp axes). A group
+has its own share of the requests and the prompts they need, so no cache row ever moves between devices; heads are
+divided over the tensor axis. A sample is the same whatever the mesh is: its noise is its own.
+
 Example:
     out = generate(policy, [[5, 6, 7]], n=4, max_new_tokens=16, temperature=1.0, top_p=1.0, seed=0)
 """
@@ -19,6 +23,7 @@ import numpy as np
 
 from ceiling.model.config import ModelConfig
 from ceiling.model.policy import Policy
+from ceiling.model.sharding import BATCH, constrain, parts
 from ceiling.rollout import cache as kv
 from ceiling.rollout import sampling
 
@@ -71,8 +76,10 @@ def generate(
     per_call = max(1, min(len(prompts), chunk_requests // n))
     samples_per_call = min(n, chunk_requests)
     requests = per_call * samples_per_call
+    groups = 1 if policy.mesh is None else parts(policy.mesh, BATCH)
+    own_slots = -(-min(slots, requests) // groups)
     program = functools.partial(
-        _run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=min(slots, requests),
+        _run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
         max_new_tokens=max_new_tokens, top_p=float(top_p), greedy=temperature == 0,
         temperature=jnp.float32(temperature), seed_key=jax.random.key(seed),
     )  # fmt: skip
@@ -85,118 +92,143 @@ def generate(
         row_ids = np.resize(ids[start : start + rows], per_call)
         for done in range(0, n, samples_per_call):
             width = min(samples_per_call, n - done)
-            prompt_Q = np.repeat(np.arange(rows), width)
-            sample_Q = np.tile(np.arange(width) + first_sample + done, rows)
-            fill = requests - len(prompt_Q)
+            index_ZC, prompt_ZQ, sample_ZQ, queued_Z = share(rows, width, per_call, samples_per_call, groups)
             result = program(
-                tokens_CP=tokens_CP, lengths_C=lengths_C, ids_C=row_ids, queued=np.int32(len(prompt_Q)),
-                prompt_Q=np.pad(prompt_Q, (0, fill)).astype(np.int32),
-                sample_Q=np.pad(sample_Q, (0, fill)).astype(np.uint32),
+                tokens_ZCP=tokens_CP[index_ZC], lengths_ZC=lengths_C[index_ZC], ids_ZC=row_ids[index_ZC],
+                queued_Z=queued_Z, prompt_ZQ=prompt_ZQ, sample_ZQ=sample_ZQ + np.uint32(first_sample + done),
             )  # fmt: skip
-            tokens, logprobs, lengths, stopped, steps = jax.device_get(result)
-            here = (slice(start, start + rows), slice(done, done + width))
-            used = rows * width
-            out.tokens[here] = tokens[:used].reshape(rows, width, -1)
-            out.logprobs[here] = logprobs[:used].reshape(rows, width, -1)
-            out.lengths[here] = lengths[:used].reshape(rows, width)
-            out.stopped[here] = stopped[:used].reshape(rows, width)
-            out.executed_tokens += tokens_CP.size + used + int(steps) * min(slots, requests)
+            *drawn, steps = jax.device_get(result)
+            here, used = (slice(start, start + rows), slice(done, done + width)), rows * width
+            for whole, part in zip((out.tokens, out.logprobs, out.lengths, out.stopped), drawn, strict=True):
+                whole[here] = part.reshape(-1, *part.shape[2:])[:used].reshape(rows, width, *part.shape[2:])
+            out.executed_tokens += index_ZC.size * capacity + used + int(steps) * groups * own_slots
     return out
+
+
+def share(rows: int, width: int, per_call: int, samples_per_call: int, groups: int):
+    """The queue of rows * width requests, prompt by prompt, cut into equal parts in order: (index_ZC of the prompts
+    that a group holds, prompt_ZQ as a place among those, sample_ZQ, queued_Z). Shapes are those of a full call."""
+    Q = -(-per_call * samples_per_call // groups)
+    start_Z = np.arange(groups) * Q
+    last_Z = np.minimum(start_Z + Q, per_call * samples_per_call) - 1
+    C = max(1, int((last_Z // samples_per_call - start_Z // samples_per_call).max()) + 1)
+    request_ZQ = start_Z[:, None] + np.arange(Q)
+    inside_ZQ = np.minimum(request_ZQ, rows * width - 1)
+    first_Z1 = inside_ZQ[:, :1] // width
+    return (
+        np.minimum(first_Z1 + np.arange(C), rows - 1), (inside_ZQ // width - first_Z1).astype(np.int32),
+        (inside_ZQ % width).astype(np.uint32), np.sum(request_ZQ < rows * width, axis=1, dtype=np.int32),
+    )  # fmt: skip
 
 
 @flax.struct.dataclass
 class _Slots:
     """Carry of the decode loop. Idle slots point at request Q, one past the end: writes to it drop."""
 
-    cache: kv.Cache
-    request_B: jax.Array
-    token_B: jax.Array  # last token drawn, not yet in the cache
-    length_B: jax.Array  # tokens of the prompt
-    count_B: jax.Array  # tokens drawn so far
-    live_B: jax.Array
-    next_request: jax.Array
-    tokens_QR: jax.Array
-    logprobs_QR: jax.Array
-    lengths_Q: jax.Array
-    stopped_Q: jax.Array
+    cache: kv.Cache  # of Z * B rows
+    request_ZB: jax.Array
+    token_ZB: jax.Array  # last token drawn, not yet in the cache
+    length_ZB: jax.Array  # tokens of the prompt
+    count_ZB: jax.Array  # tokens drawn so far
+    live_ZB: jax.Array
+    next_Z: jax.Array  # next request of each group's queue
+    tokens_ZQR: jax.Array
+    logprobs_ZQR: jax.Array
+    lengths_ZQ: jax.Array
+    stopped_ZQ: jax.Array
     steps: jax.Array
+
+
+_pick = jax.vmap(lambda table_C, index_B: table_C[index_B])
+_record = jax.vmap(lambda table, at, value: table.at[at].set(value, mode="drop"))
 
 
 @functools.partial(jax.jit, static_argnames=(
     "config", "stop_ids", "slots", "max_new_tokens", "top_p", "greedy"))  # fmt: skip
 def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, greedy,
-         temperature, seed_key, tokens_CP, lengths_C, ids_C, queued, prompt_Q, sample_Q):  # fmt: skip
-    """One chunk: prefill its prompts, then run its queue of requests through the slots."""
-    Q, P, R, B = prompt_Q.shape[0], tokens_CP.shape[1], max_new_tokens, slots
-    prompt_cache, first_logits_CV = kv.prefill(params, config, tokens_CP, lengths_C)
+         temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ):  # fmt: skip
+    """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group."""
+    (Z, C, P), Q, R, B = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens, slots
+    prompt_cache, first_logits = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
+    first_logits_ZCV = first_logits.reshape(Z, C, -1)
     refill_at = max(1, B // 8)
     stops = jnp.asarray(stop_ids, jnp.int32)
+    divided = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1), like=params["embed"])  # noqa: E731
 
-    def draw(s: _Slots, logits_BV, update_B):
-        """Draw a token for the slots in update_B and record it."""
-        request_B = jnp.minimum(s.request_B, Q - 1)
-        u_B = sampling.uniforms(seed_key, ids_C[prompt_Q[request_B]], sample_Q[request_B], s.count_B)
-        token_B, logp_B = sampling.draw(
-            logits_BV, u_B, temperature=temperature, top_p=top_p, greedy=greedy
+    def draw(s: _Slots, logits_ZBV, update_ZB):
+        """Draw a token for the slots in update_ZB and record it."""
+        request_ZB = jnp.minimum(s.request_ZB, Q - 1)
+        id_ZB = _pick(ids_ZC, _pick(prompt_ZQ, request_ZB))
+        u = sampling.uniforms(
+            seed_key, *(x.reshape(-1) for x in (id_ZB, _pick(sample_ZQ, request_ZB), s.count_ZB))
         )
-        target_B = jnp.where(update_B, s.request_B, Q)
-        stop_B = jnp.isin(token_B, stops)
-        count_B = jnp.where(update_B, s.count_B + 1, s.count_B)
+        # Every device draws for some of the rows, and has their whole vocabulary: an exchange, no gather.
+        logits = constrain(logits_ZBV.reshape(Z * B, -1), "rows", None)
+        token, logp = sampling.draw(logits, u, temperature=temperature, top_p=top_p, greedy=greedy)
+        token_ZB, logp_ZB = divided(token.reshape(Z, B)), divided(logp.reshape(Z, B))
+        target_ZB = jnp.where(update_ZB, s.request_ZB, Q)
+        stop_ZB = jnp.isin(token_ZB, stops)
+        count_ZB = jnp.where(update_ZB, s.count_ZB + 1, s.count_ZB)
         return s.replace(
-            token_B=jnp.where(update_B, token_B, s.token_B),
-            count_B=count_B,
-            live_B=jnp.where(update_B, ~stop_B & (count_B < R), s.live_B),
-            tokens_QR=s.tokens_QR.at[target_B, s.count_B].set(token_B, mode="drop"),
-            logprobs_QR=s.logprobs_QR.at[target_B, s.count_B].set(logp_B, mode="drop"),
-            lengths_Q=s.lengths_Q.at[target_B].set(count_B, mode="drop"),
-            stopped_Q=s.stopped_Q.at[target_B].set(stop_B, mode="drop"),
+            token_ZB=jnp.where(update_ZB, token_ZB, s.token_ZB),
+            count_ZB=count_ZB,
+            live_ZB=jnp.where(update_ZB, ~stop_ZB & (count_ZB < R), s.live_ZB),
+            tokens_ZQR=_record(s.tokens_ZQR, (target_ZB, s.count_ZB), token_ZB),
+            logprobs_ZQR=_record(s.logprobs_ZQR, (target_ZB, s.count_ZB), logp_ZB),
+            lengths_ZQ=_record(s.lengths_ZQ, target_ZB, count_ZB),
+            stopped_ZQ=_record(s.stopped_ZQ, target_ZB, stop_ZB),
         )
 
     def refill(s: _Slots):
-        """Move the next requests of the queue into the free slots."""
-        free_B = ~s.live_B
-        request_B = s.next_request + jnp.cumsum(free_B) - 1
-        take_B = free_B & (request_B < queued)
-        request_B = jnp.where(take_B, request_B, jnp.where(free_B, Q, s.request_B))
-        prompt_B = prompt_Q[jnp.minimum(request_B, Q - 1)]
-        cache = jax.tree.map(
-            lambda live, prompt: live.at[..., :P, :].set(
-                jnp.where(take_B[:, None, None, None], prompt[..., prompt_B, :, :, :], live[..., :P, :])
-            ),
-            s.cache, prompt_cache,
-        )  # fmt: skip
+        """Move the next requests of each group's queue into its free slots."""
+        free_ZB = ~s.live_ZB
+        request_ZB = s.next_Z[:, None] + jnp.cumsum(free_ZB, axis=1) - 1
+        take_ZB = free_ZB & (request_ZB < queued_Z[:, None])
+        request_ZB = jnp.where(take_ZB, request_ZB, jnp.where(free_ZB, Q, s.request_ZB))
+        prompt_ZB = _pick(prompt_ZQ, jnp.minimum(request_ZB, Q - 1))
+
+        def move(live, prompt):
+            lead = prompt.shape[:-4]
+            by_group = jax.vmap(lambda p, i: jnp.take(p, i, axis=len(lead)), (len(lead), 0), len(lead))
+            taken = by_group(prompt.reshape(*lead, Z, C, *prompt.shape[-3:]), prompt_ZB)
+            old = live[..., :P, :]
+            chosen = jnp.where(take_ZB.reshape(-1, 1, 1, 1), taken.reshape(old.shape), old)
+            return live.at[..., :P, :].set(chosen)
+
         s = s.replace(
-            cache=cache,
-            request_B=request_B,
-            length_B=jnp.where(take_B, lengths_C[prompt_B], s.length_B),
-            count_B=jnp.where(take_B, 0, s.count_B),
-            next_request=s.next_request + jnp.sum(take_B),
+            cache=jax.tree.map(move, s.cache, prompt_cache),
+            request_ZB=request_ZB,
+            length_ZB=jnp.where(take_ZB, _pick(lengths_ZC, prompt_ZB), s.length_ZB),
+            count_ZB=jnp.where(take_ZB, 0, s.count_ZB),
+            next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
-        return draw(s, first_logits_CV[prompt_B], take_B)
+        return draw(s, _pick(first_logits_ZCV, prompt_ZB), take_ZB)
 
     def step(s: _Slots):
         place = s.steps % R
-        distance_BS = kv.ring_distance(P, R, place, s.length_B, s.count_B)
-        position_B = s.length_B + s.count_B - 1
-        logits_BV, cache = kv.decode(params, config, s.cache, s.token_B, position_B, P + place, distance_BS)
-        return draw(s.replace(cache=cache, steps=s.steps + 1), logits_BV, s.live_B)
+        token, length, count = (x.reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
+        distance = kv.ring_distance(P, R, place, length, count)
+        logits, cache = kv.decode(params, config, s.cache, token, length + count - 1, P + place, distance)
+        return draw(s.replace(cache=cache, steps=s.steps + 1), logits.reshape(Z, B, -1), s.live_ZB)
 
     def busy(s: _Slots):
-        enough_free = (jnp.sum(~s.live_B) >= refill_at) & (s.next_request < queued)
-        return jnp.any(s.live_B) & ~enough_free
+        free_Z = jnp.sum(~s.live_ZB, axis=1)
+        return jnp.any(s.live_ZB) & ~jnp.any((free_Z >= refill_at) & (s.next_Z < queued_Z))
 
     def unfinished(s: _Slots):
-        return (s.next_request < queued) | jnp.any(s.live_B)
+        return jnp.any(s.next_Z < queued_Z) | jnp.any(s.live_ZB)
 
-    zeros_B = jnp.zeros(B, jnp.int32)
+    zeros_ZB = divided(jnp.zeros((Z, B), jnp.int32))
     state = _Slots(
-        cache=kv.empty(config, B, P + R), request_B=jnp.full(B, Q, jnp.int32), token_B=zeros_B,
-        length_B=zeros_B, count_B=zeros_B, live_B=jnp.zeros(B, bool), next_request=jnp.int32(0),
-        tokens_QR=jnp.zeros((Q, R), jnp.int32), logprobs_QR=jnp.zeros((Q, R), jnp.float32),
-        lengths_Q=jnp.zeros(Q, jnp.int32), stopped_Q=jnp.zeros(Q, bool), steps=jnp.int32(0),
+        cache=kv.empty(config, Z * B, P + R, params["embed"]), request_ZB=zeros_ZB + Q, token_ZB=zeros_ZB,
+        length_ZB=zeros_ZB, count_ZB=zeros_ZB, live_ZB=zeros_ZB > 0, next_Z=jnp.zeros(Z, jnp.int32),
+        tokens_ZQR=divided(jnp.zeros((Z, Q, R), jnp.int32)), logprobs_ZQR=divided(jnp.zeros((Z, Q, R), jnp.float32)),
+        lengths_ZQ=jnp.zeros((Z, Q), jnp.int32), stopped_ZQ=jnp.zeros((Z, Q), bool), steps=jnp.int32(0),
     )  # fmt: skip
     s = jax.lax.while_loop(unfinished, lambda s: jax.lax.while_loop(busy, step, refill(s)), state)
-    return s.tokens_QR, s.logprobs_QR, s.lengths_Q, s.stopped_Q, s.steps
+    results = s.tokens_ZQR, s.logprobs_ZQR, s.lengths_ZQ, s.stopped_ZQ, s.steps
+    # Whole everywhere, so that every host can read them.
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim, like=params["embed"]), results)
 
 
 def bucket(length: int) -> int:
