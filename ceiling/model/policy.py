@@ -4,6 +4,7 @@ import flax.struct
 import jax
 
 from ceiling.model.config import ModelConfig
+from ceiling.model.sharding import mesh_of
 
 
 @flax.struct.dataclass
@@ -20,5 +21,4 @@ class Policy:
     @property
     def mesh(self) -> jax.sharding.Mesh | None:
         """The mesh that the parameters live on, if they were placed on one."""
-        sharding = jax.tree.leaves(self.params)[0].sharding
-        return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+        return mesh_of(self.params)

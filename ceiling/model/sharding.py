@@ -55,11 +55,11 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
     for path, spec in table(config).items():
         partition = nn.logical_to_mesh_axes(spec.axes, rules=RULES)
         for size, names in zip(spec.shape, partition, strict=True):
-            if size % parts(mesh, names):
+            if size % parts(mesh.shape, names):
                 along = names if isinstance(names, str) else "*".join(names)
                 raise ValueError(
                     f"mesh: {path} has a dimension of {size}, not divisible by mesh axes "
-                    f"{along} = {parts(mesh, names)}; change config.mesh or the model's width"
+                    f"{along} = {parts(mesh.shape, names)}; change config.mesh or the model's width"
                 )
         out[path] = NamedSharding(mesh, partition)
     return unflatten(out)
@@ -74,8 +74,8 @@ def constrain(x, *axes: str | None, like=None):
     if mesh.empty or mesh.size == 1:
         return x
     spec = nn.logical_to_mesh_axes(axes, rules=RULES)
-    whole = [parts(mesh, names) > 1 and size % parts(mesh, names) for size, names in zip(x.shape, spec, strict=True)]
-    spec = PartitionSpec(*(None if w else names for w, names in zip(whole, spec, strict=True)))
+    divides = [size % parts(mesh.shape, names) == 0 for size, names in zip(x.shape, spec, strict=True)]
+    spec = PartitionSpec(*(names if d else None for d, names in zip(divides, spec, strict=True)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -91,15 +91,21 @@ gathered.defvjp(lambda weight, axes: (gathered(weight, axes), None),
                 lambda axes, _, gradient: (constrain(gradient, *axes),))  # fmt: skip
 
 
-def parts(mesh, names) -> int:
-    """Devices along one or several mesh axes (None: one)."""
-    return math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ()))
+def parts(sizes, names) -> int:
+    """Devices along one or several mesh axes (None: one). sizes: {axis: size}."""
+    return math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names or ()))
+
+
+def mesh_of(params) -> Mesh | None:
+    """The mesh that parameters live on, if they were placed on one."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def batch_parts(x) -> int:
     """Into how many parts the rows of a batch are divided on the mesh that x is traced with."""
     mesh = jax.typeof(x).sharding.mesh
-    return 1 if mesh.empty else parts(mesh, BATCH)
+    return 1 if mesh.empty else parts(mesh.shape, BATCH)
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

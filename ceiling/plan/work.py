@@ -32,12 +32,13 @@ class Round:
 @dataclasses.dataclass(frozen=True)
 class Update:
     """What an update does: rounds; scored: (model, lengths); trained: lengths of its examples; frozen: models that the
-    loss itself runs."""
+    loss itself runs; extras: what its examples carry beside tokens and mask, as (name, whether one per token)."""
 
     rounds: tuple[Round, ...]
     scored: tuple[tuple[str, tuple[int, ...]], ...]
     trained: tuple[int, ...]
     frozen: tuple[str, ...]
+    extras: tuple[tuple[str, bool], ...]
 
     @property
     def models(self) -> set[str]:
@@ -97,9 +98,10 @@ def update(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int, 
     requests = regime.scores(material, cfg)
     for name, request in requests.items():
         material.scores[name] = [np.zeros(int(e.mask.sum()), np.float32) for e in request.examples]
-    trained = tuple(len(e.tokens) for e in regime.examples(material, cfg))
+    examples = regime.examples(material, cfg)
     scored = tuple((r.model, tuple(len(e.tokens) for e in r.examples)) for r in requests.values())
-    return Update(tuple(rounds), scored, trained, tuple(regime.frozen(cfg)))
+    extras = tuple((name, np.ndim(value) > 0) for name, value in examples[0].extra.items()) if examples else ()
+    return Update(tuple(rounds), scored, tuple(len(e.tokens) for e in examples), tuple(regime.frozen(cfg)), extras)
 
 
 def flops(update: Update, configs: dict, cfg: dict) -> dict[tuple[str, str], float]:

@@ -76,7 +76,7 @@ def generate(
     per_call = max(1, min(len(prompts), chunk_requests // n))
     samples_per_call = min(n, chunk_requests)
     requests = per_call * samples_per_call
-    groups = 1 if policy.mesh is None else parts(policy.mesh, BATCH)
+    groups = 1 if policy.mesh is None else parts(policy.mesh.shape, BATCH)
     own_slots = -(-min(slots, requests) // groups)
     program = functools.partial(
         _run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
@@ -185,12 +185,15 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
         request_ZB = s.next_Z[:, None] + jnp.cumsum(free_ZB, axis=1) - 1
         take_ZB = free_ZB & (request_ZB < queued_Z[:, None])
         request_ZB = jnp.where(take_ZB, request_ZB, jnp.where(free_ZB, Q, s.request_ZB))
-        prompt_ZB = _pick(prompt_ZQ, jnp.minimum(request_ZB, Q - 1))
+        prompt_ZB = divided(_pick(prompt_ZQ, jnp.minimum(request_ZB, Q - 1)))
 
         def move(live, prompt):
-            lead = prompt.shape[:-4]
-            by_group = jax.vmap(lambda p, i: jnp.take(p, i, axis=len(lead)), (len(lead), 0), len(lead))
-            taken = by_group(prompt.reshape(*lead, Z, C, *prompt.shape[-3:]), prompt_ZB)
+            lead, heads = prompt.shape[:-4], ("kv_heads", None, None)
+            prompt = prompt.reshape(*lead, Z, C, *prompt.shape[-3:])
+            prompt = constrain(prompt, *[None] * len(lead), "batch", None, *heads)
+            take = lambda p, i: jnp.take(p, i, axis=len(lead), mode="clip")  # noqa: E731
+            taken = jax.vmap(take, (len(lead), 0), len(lead))(prompt, prompt_ZB)
+            taken = constrain(taken, *[None] * len(lead), "batch", None, *heads)
             old = live[..., :P, :]
             chosen = jnp.where(take_ZB.reshape(-1, 1, 1, 1), taken.reshape(old.shape), old)
             return live.at[..., :P, :].set(chosen)
@@ -202,7 +205,7 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
             count_ZB=jnp.where(take_ZB, 0, s.count_ZB),
             next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
-        return draw(s, _pick(first_logits_ZCV, prompt_ZB), take_ZB)
+        return draw(s, constrain(_pick(first_logits_ZCV, prompt_ZB), "batch", None, "vocab"), take_ZB)
 
     def step(s: _Slots):
         place = s.steps % R

@@ -1,15 +1,21 @@
-"""Log-probabilities of given text under given parameters, in fixed-shape batches."""
+"""Log-probabilities of given text under given parameters, in fixed-shape batches.
+
+On a mesh the rows of a batch are divided over the data and fsdp axes, heads and vocabulary over the tensor axis.
+"""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ceiling.data.packing import Example, pack
 from ceiling.model.config import ModelConfig
 from ceiling.model.sequences import Forward
+from ceiling.model.sharding import BATCH, batch_sharding, constrain, mesh_of, parts
 
-BATCH_SEQUENCES = 256
+BATCH_SEQUENCES = 256  # most rows of a batch on one part of the mesh
+BATCH_BYTES = 1 << 30  # of a layer's working set there: long rows make smaller batches
 
 
 def score(
@@ -21,28 +27,45 @@ def score(
     max_tokens bounds an example's length and fixes the shape; temperature divides the logits. Entropies are
     zeros unless asked for. Calls of fewer sequences than a batch run in one of the next power of two."""
     logprobs, entropies = [], []
-    rows = _rows(len(examples), batch_sequences)
+    mesh = mesh_of(params)
+    rows = batch_rows(config, mesh, len(examples), max_tokens, batch_sequences)
     for start in range(0, len(examples), rows):
         part = examples[start : start + rows]
         batch = pack(part, sequences=rows, max_tokens=max_tokens, row_tokens=max_tokens, rows=rows)
-        logp_BT, entropy_BT = jax.device_get(_score(params, batch, temperature, config=config, entropy=entropy))
         masks = batch.mask_BT > 0
+        if mesh is not None:
+            batch = jax.device_put(batch, batch_sharding(mesh))
+        logp_BT, entropy_BT = jax.device_get(_score(params, batch, temperature, config=config, entropy=entropy))
         logprobs += [logp_BT[b, masks[b]] for b in range(len(part))]
         entropies += [entropy_BT[b, masks[b]] for b in range(len(part))]
     return logprobs, entropies
 
 
-def executed_tokens(sequences: int, max_tokens: int, batch_sequences: int = BATCH_SEQUENCES) -> int:
+def batch_rows(config: ModelConfig, mesh, sequences: int, max_tokens: int, most: int = BATCH_SEQUENCES) -> int:
+    """Rows of one batch: as many as BATCH_BYTES hold on each part of the mesh, a power of two, so few shapes; and no
+    call pays for many more rows than it has. mesh: a Mesh, its {axis: size}, or None for one device."""
+    sizes = getattr(mesh, "shape", mesh)
+    divided, tensor = (1, 1) if sizes is None else (parts(sizes, BATCH), sizes["tensor"])
+    fitting = 1 << (max(1, BATCH_BYTES // row_bytes(config, max_tokens, tensor)).bit_length() - 1)
+    wanted = 1 << max(0, -(-sequences // divided) - 1).bit_length()
+    return divided * min(most, fitting, wanted)
+
+
+def row_bytes(config: ModelConfig, tokens: int, tensor: int) -> int:
+    """Working set of one layer for a row in a forward pass: attention scores in float32 and their exponentials, the
+    residual streams, queries to values, gate and up."""
+    wide = 4 * config.width + (2 * config.ffn + (config.heads + 2 * config.kv_heads) * config.head_dim) // tensor
+    scores = 2 * 4 * -(-config.heads // tensor) * tokens**2
+    return scores + tokens * wide * jnp.dtype(config.compute_dtype).itemsize
+
+
+def executed_tokens(params, config: ModelConfig, sequences: int, max_tokens: int) -> int:
     """Tokens that `score` really runs for that many examples: whole batches of padded rows."""
-    rows = _rows(sequences, batch_sequences)
+    rows = batch_rows(config, mesh_of(params), sequences, max_tokens)
     return -(-sequences // rows) * rows * max_tokens
-
-
-def _rows(sequences: int, batch_sequences: int) -> int:
-    """Rows of one batch: few shapes, and no call pays for many more rows than it has."""
-    return min(batch_sequences, 1 << max(0, sequences - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnames=("config", "entropy"))
 def _score(params, batch, temperature, *, config, entropy):
-    return Forward(config).logprobs(params, batch, temperature=temperature, entropy=entropy)
+    out = Forward(config).logprobs(params, batch, temperature=temperature, entropy=entropy)
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim, like=params["embed"]), out)  # for every host

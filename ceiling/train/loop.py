@@ -230,7 +230,8 @@ class Trainer:
         lengths = [len(e.tokens) for e in request.examples]
         self.ledger.charge(
             "score", request.model, flops=accounts.forward_flops(judge.config, lengths),
-            tokens=sum(lengths), executed_tokens=executed_tokens(len(lengths), self.max_tokens),
+            tokens=sum(lengths),
+            executed_tokens=executed_tokens(judge.params, judge.config, len(lengths), self.max_tokens),
             sequences=len(lengths), seconds=time.perf_counter() - start,
         )  # fmt: skip
         return logprobs

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from ceiling.data.packing import Example
-from ceiling.model import forward, log_softmax_at
-from ceiling.rollout.scoring import _score, executed_tokens, score
+from ceiling.model import ModelConfig, forward, log_softmax_at, make_mesh, place
+from ceiling.model.families import PRESETS
+from ceiling.rollout.scoring import BATCH_BYTES, _score, batch_rows, executed_tokens, row_bytes, score
 
 LENGTHS = [3, 9, 1, 6, 2, 9, 4]
 
@@ -57,8 +58,33 @@ def test_batches_of_any_fill_share_a_program_for_each_power_of_two(case):
     assert _score._cache_size() == before + 3
 
 
-def test_executed_tokens_count_whole_batches():
-    assert [executed_tokens(n, 10, 8) for n in (0, 1, 3, 8, 9)] == [0, 10, 40, 80, 160]
+def test_executed_tokens_count_whole_batches(case):
+    params, config, *_ = case
+    counts = (0, 1, 3, 256, 257)
+    assert [executed_tokens(params, config, n, 10) for n in counts] == [0, 10, 40, 2560, 5120]
+
+
+def test_rows_are_divided_over_the_mesh_and_few_where_they_are_long():
+    config = ModelConfig(**PRESETS["qwen3-1.7b"], compute_dtype="bfloat16")
+    one, eight = dict(data=1, fsdp=1, tensor=1), dict(data=2, fsdp=4, tensor=1)
+    assert batch_rows(config, None, 1000, 64) == batch_rows(config, one, 1000, 64) == 256
+    assert batch_rows(config, eight, 5000, 64) == 2048 and batch_rows(config, eight, 9, 64) == 16
+    long = batch_rows(config, one, 1000, 2048)
+    assert long * row_bytes(config, 2048, 1) <= BATCH_BYTES < 2 * long * row_bytes(config, 2048, 1)
+    assert batch_rows(config, dict(data=1, fsdp=1, tensor=8), 1000, 2048) == 8 * long
+    assert batch_rows(config, one, 1000, 100_000) == 1, "a row has to be scored, whatever it takes"
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_eight_devices_score_as_one(case, make_model, sizes):
+    """In float32, to 1e-5 nats: sums run in another order."""
+    config, params = make_model(odd=True, vocab_size=16, heads=4)
+    examples = case[2]
+    expected, _ = score(params, config, examples, max_tokens=9, entropy=True)
+    mesh = make_mesh(*sizes)
+    got, _ = score(place(params, config, mesh), config, examples, max_tokens=9, entropy=True)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_entropies_are_zeros_unless_asked_for(case):

@@ -1,0 +1,174 @@
+"""Every jitted program of an experiment on abstract arguments: what a compiler is given where nothing is allocated.
+
+The programs are the real ones (`train.step`, `rollout.engine`, `rollout.scoring`), the arguments are shapes with dtypes
+and shardings over a mesh, which may be that of a described topology. So memory, FLOPs and collectives of a slice of
+TPUs are read on a laptop (scripts/scaling.py, tests/tpu), and the lowering for a GPU too.
+
+Example:
+    setting = Setting(model, mesh, arms={"sft": {...}}, prompt_tokens=256, response_tokens=512)
+    programs(setting)["sft"]().compile().memory_analysis()
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from ceiling.data.packing import Batch
+from ceiling.model.config import ModelConfig, abstract
+from ceiling.model.lora import trainable
+from ceiling.model.policy import Policy
+from ceiling.model.sequences import Forward
+from ceiling.model.sharding import BATCH, RULES, batch_sharding, param_shardings, parts, replicated
+from ceiling.plan import work
+from ceiling.regimes import base as regimes
+from ceiling.rollout import cache as kv
+from ceiling.rollout import engine, scoring
+from ceiling.train import optim
+from ceiling.train.step import TrainState, make_step, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """model: the policy, and the teacher and the reference, which are as large; arms: name -> a complete arm
+    configuration; prompt_tokens and response_tokens: the longest ones, which everything is as long as."""
+
+    model: ModelConfig
+    mesh: Mesh
+    arms: dict[str, dict]
+    prompt_tokens: int
+    response_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def rows_over(self) -> int:
+        """Devices that rows are divided over."""
+        return parts(self.mesh.shape, BATCH)
+
+
+def programs(setting: Setting) -> dict[str, Callable]:
+    """{name: function that lowers it}: the step of every arm, then prefill, decode, sampling and scoring."""
+    out = {name: functools.partial(train_step, setting, cfg) for name, cfg in setting.arms.items()}
+    cfg = next(iter(setting.arms.values()))
+    for program in (prefill, decode, sampling, score):
+        out[program.__name__] = functools.partial(program, setting, cfg)
+    return out
+
+
+def laid_out(shape: tuple[int, ...], dtype, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def parameters(config: ModelConfig, mesh: Mesh) -> dict:
+    return jax.tree.map(lambda leaf, s: laid_out(leaf.shape, leaf.dtype, s), abstract(config),
+                        param_shardings(config, mesh))  # fmt: skip
+
+
+def train_state(regime, config: ModelConfig, cfg: dict, optimiser, mesh: Mesh) -> TrainState:
+    """The state that `train.step.init_state` makes: moments lie as their weights, counters everywhere."""
+    params, mine = parameters(config, mesh), trainable(config)
+    trained = split(params, mine)[0]
+    everywhere = lambda leaf: laid_out(leaf.shape, leaf.dtype, replicated(mesh))  # noqa: E731
+    moments = optax.tree_map_params(
+        optimiser, lambda leaf, weight: laid_out(leaf.shape, leaf.dtype, weight.sharding),
+        jax.eval_shape(optimiser.init, trained), trained, transform_non_params=everywhere,
+    )  # fmt: skip
+    aux = params if regime.init_aux else None
+    zero = laid_out((), jnp.int32, replicated(mesh))
+    return TrainState(params, moments, aux, zero, zero)
+
+
+def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
+    """Micro-batches as the loop packs them, every row full."""
+    each = math.ceil(cfg["prompts_per_step"] * cfg["samples_per_prompt"] / cfg["minibatches"] / cfg["microbatches"])
+    rows = math.ceil(each / setting.rows_over) * setting.rows_over
+    home = batch_sharding(setting.mesh, leading=1)
+    make = lambda dtype, *shape: laid_out((cfg["microbatches"], *shape), dtype, home)  # noqa: E731
+    ints = [make(jnp.int32, rows, setting.tokens) for _ in range(5)]
+    mask = make(jnp.float32, rows, setting.tokens)
+    extra = {name: make(jnp.float32, rows, *[setting.tokens] * per_token) for name, per_token in update.extras}
+    return Batch(*ints[:4], mask, ints[4], extra)
+
+
+def train_step(setting: Setting, cfg: dict):
+    """The update of an arm, lowered."""
+    regime, config = regimes.load(cfg["regime"]), setting.model
+    one = work.updates(regime, cfg, setting.prompt_tokens, setting.response_tokens)[0]
+    cfg = {**cfg, "max_tokens": setting.response_tokens}
+    optimiser, after, forward = optim.make(cfg), regime.after_update, Forward(config)
+    step = make_step(
+        lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
+        after and (lambda aux, params: after(aux, params, cfg)), trainable(config),
+    )  # fmt: skip
+    frozen = {name: Policy(parameters(config, setting.mesh), config, ()) for name in one.frozen}
+    lr = laid_out((), jnp.float32, replicated(setting.mesh))
+    return step.lower(train_state(regime, config, cfg, optimiser, setting.mesh), batch(one, cfg, setting), frozen, lr)
+
+
+def prefill(setting: Setting, cfg: dict):
+    """The prompts of one sampling round, lowered."""
+    prompts, _, _ = _queue(setting, cfg)
+    ints = functools.partial(laid_out, dtype=jnp.int32, sharding=batch_sharding(setting.mesh))
+    run = jax.jit(kv.prefill, static_argnums=1)
+    params = parameters(setting.model, setting.mesh)
+    return run.lower(params, setting.model, ints((prompts, engine.bucket(setting.prompt_tokens))), ints((prompts,)))
+
+
+def decode(setting: Setting, cfg: dict):
+    """One token for every slot, lowered."""
+    config, mesh = setting.model, setting.mesh
+    _, slots, _ = _queue(setting, cfg)
+    capacity = engine.bucket(setting.prompt_tokens) + setting.response_tokens
+    heads = NamedSharding(mesh, nn.logical_to_mesh_axes((None, "batch", "kv_heads", None, None), rules=RULES))
+    cache = jax.tree.map(lambda leaf: laid_out(leaf.shape, leaf.dtype, heads),
+                         jax.eval_shape(lambda: kv.empty(config, slots, capacity)))  # fmt: skip
+    ints = functools.partial(laid_out, dtype=jnp.int32, sharding=batch_sharding(mesh))
+    place = laid_out((), jnp.int32, replicated(mesh))
+    run = jax.jit(kv.decode, static_argnums=1, donate_argnums=2)
+    params = parameters(config, mesh)
+    return run.lower(params, config, cache, ints((slots,)), ints((slots,)), place, ints((slots, capacity)))
+
+
+def sampling(setting: Setting, cfg: dict):
+    """A whole sampling round, prefill and decode loop, lowered."""
+    Z = setting.rows_over
+    prompts, slots, requests = (-(-count // Z) for count in _queue(setting, cfg))
+    whole = functools.partial(laid_out, sharding=replicated(setting.mesh))
+    i32, u32 = jnp.int32, jnp.uint32
+    return engine._run.lower(
+        parameters(setting.model, setting.mesh), config=setting.model, stop_ids=(0,), slots=slots,
+        max_new_tokens=setting.response_tokens, top_p=1.0, greedy=False, temperature=whole((), jnp.float32),
+        seed_key=jax.eval_shape(lambda: jax.random.key(0)),
+        tokens_ZCP=whole((Z, prompts, engine.bucket(setting.prompt_tokens)), i32), lengths_ZC=whole((Z, prompts), i32),
+        ids_ZC=whole((Z, prompts), u32), queued_Z=whole((Z,), i32), prompt_ZQ=whole((Z, requests), i32),
+        sample_ZQ=whole((Z, requests), u32),
+    )  # fmt: skip
+
+
+def _queue(setting: Setting, cfg: dict) -> tuple[int, int, int]:
+    """(prompts, slots, requests) of a sampling round, multiples of the devices that rows are divided over."""
+    over = lambda count: -(-count // setting.rows_over) * setting.rows_over  # noqa: E731
+    requests = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
+    return over(cfg["prompts_per_step"]), over(min(cfg["slots"], requests)), over(requests)
+
+
+def score(setting: Setting, cfg: dict):
+    """One batch of scoring, lowered."""
+    sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
+    rows = scoring.batch_rows(setting.model, setting.mesh, sequences, setting.tokens)
+    home = batch_sharding(setting.mesh)
+    ints = [laid_out((rows, setting.tokens), jnp.int32, home) for _ in range(5)]
+    mask = laid_out((rows, setting.tokens), jnp.float32, home)
+    temperature = laid_out((), jnp.float32, replicated(setting.mesh))
+    packed = Batch(*ints[:4], mask, ints[4], {})
+    params = parameters(setting.model, setting.mesh)
+    return scoring._score.lower(params, packed, temperature, config=setting.model, entropy=False)
