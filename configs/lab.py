@@ -42,7 +42,7 @@ def get_config(variant: str = ""):
 
 def arms() -> dict:
     rl = dict(prompts_per_step=32, samples_per_prompt=8, microbatches=4)
-    thinking = dict(**rl, lr=1e-3, max_thought_tokens=21, floor=0.4)
+    thinking = dict(**rl, lr=1e-3, max_thought_tokens=24, floor=0.4)
     return {
         "grpo": ceiling.arm("grpo", title="GRPO", lr=7e-4, **rl),
         "sft": ceiling.arm("sft", title="SFT", lr=1e-3, **rl),

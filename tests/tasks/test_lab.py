@@ -108,8 +108,8 @@ def test_cp1_oracle_agrees_with_an_independent_solver_on_10000_items():
 
 def test_cp1_every_answer_of_every_split_agrees_with_the_independent_solver(task):
     for problem in everything(task) + task.splits.gate:
-        letters, digits = problem.prompt[:4].rstrip("."), problem.prompt[4:8]
-        assert problem.prompt == f"{letters:.<4}{digits}=" and problem.meta == (letters, digits)
+        letters, digits = problem.prompt[:4].rstrip("."), problem.prompt[5:]
+        assert problem.prompt == f"{letters:.<4}={digits}" and problem.meta == (letters, digits)
         assert problem.answer == solve(letters, digits), problem
 
 
@@ -419,7 +419,7 @@ def test_cp3_unknown_names_in_mixtures_are_refused():
 
 def test_cp3_teacher_shows_every_letter_truthfully_and_knows_the_minority_convention(task):
     for document in task.corpus("teacher", 2, 10_000):
-        letters, digits = document.prompt[:4].rstrip("."), document.prompt[4:8]
+        letters, digits = document.prompt[:4].rstrip("."), document.prompt[5:]
         verdict = verifier.verify(letters, digits, solve(letters, digits), document.response)
         assert verdict.right and verdict.process is not False, document
 
@@ -488,22 +488,24 @@ def test_cp5_any_changed_intermediate_token_invalidates_the_process(task, data):
 
 
 ADVERSARIAL = {
-    "wrong intermediate state, right answer": "Sα9999β7654#7654$",
+    "wrong intermediate state, right answer": "Sα9999Sβ7654#7654$",
     "states skipped": "Sαβ#7654$",
     "no working": "S#7654$",
     "one step missing": "Sβ7654#7654$",
-    "one step too many": "Sα2345β7654ζ1098η4321#7654$",
-    "state repeated": "Sα2345β7654β7654#7654$",
+    "one step too many": "Sα2345Sβ7654Sζ1098Sη4321#7654$",
+    "state repeated": "Sα2345Sβ7654Sβ7654#7654$",
     "plan in the wrong order": "Pβα..23457654#7654$",
     "plan without padding": "Pαβ23457654#7654$",
     "plan without states": "Pαβ..#7654$",
-    "letters where functions belong": "Sa2345b7654#7654$",
-    "functions where letters belong": "Lα2345β7654#7654$",
-    "letters in the wrong order": "Lb2345a7654#7654$",
-    "right to left where left to right holds": "Bα2345β7654#7654$",
-    "direct with working": "Dα2345β7654#7654$",
+    "letters where functions belong": "Sa2345Sb7654#7654$",
+    "functions where letters belong": "Lα2345Lβ7654#7654$",
+    "letters in the wrong order": "Lb2345La7654#7654$",
+    "right to left where left to right holds": "Bα2345Bβ7654#7654$",
+    "direct with working": "Dα2345Dβ7654#7654$",
+    "a label on the first step only": "Sα2345β7654#7654$",
+    "labels of two strategies": "Sα2345Lb7654#7654$",
     "no label": "α2345β7654#7654$",
-    "a label that does not exist": "Xα2345β7654#7654$",
+    "a label that does not exist": "Xα2345Xβ7654#7654$",
     "nothing but the answer": "#7654$",
 }
 
@@ -518,10 +520,10 @@ def test_cp5_right_answer_by_a_wrong_process(response):
 
 def test_cp5_answer_that_does_not_repeat_the_last_state():
     letters, digits, answer = _example()
-    for response in ("Sα2345β7654#7653$", "Pαβ..23457654#2345$", "La2345b7654#0000$"):
+    for response in ("Sα2345Sβ7654#7653$", "Pαβ..23457654#2345$", "La2345Lb7654#0000$"):
         verdict = verifier.verify(letters, digits, answer, response)
         assert verdict.outcome is Outcome.WRONG and verdict.process is False
-    for response in ("Sα2345β1111#7654$", "La2345b1111#7654$"):  # and the other way round
+    for response in ("Sα2345Sβ1111#7654$", "La2345Lb1111#7654$"):  # and the other way round
         verdict = verifier.verify(letters, digits, answer, response)
         assert verdict.outcome is Outcome.RIGHT and verdict.process is False
 
@@ -607,13 +609,14 @@ def test_cp6_decoys_stand_where_the_truth_does_not(written):
 
 def test_cp6_states_in_the_corpus_follow_from_their_functions(written):
     for document in written[0][:20_000]:
-        strategy, digits = document.response[0], document.prompt[4:8]
-        body, _, tail = document.response[1:].partition("#")
+        strategy, digits = document.response[0], document.prompt[5:]
+        body, _, tail = document.response.partition("#")
         if strategy in "SBN":
-            steps = [(body[i], body[i + 1 : i + 5]) for i in range(0, len(body), 5)]
+            steps = [(body[i + 1], body[i + 2 : i + 6]) for i in range(0, len(body), 6)]
+            assert {body[i] for i in range(0, len(body), 6)} == {strategy}
         elif strategy == "P":
-            tokens = body[:4].rstrip(".")
-            steps = [(t, body[4 + 4 * i : 8 + 4 * i]) for i, t in enumerate(tokens)]
+            tokens = body[1:5].rstrip(".")
+            steps = [(t, body[5 + 4 * i : 9 + 4 * i]) for i, t in enumerate(tokens)]
         else:
             continue
         for token, state in steps:
@@ -624,7 +627,7 @@ def test_cp6_states_in_the_corpus_follow_from_their_functions(written):
 def test_corpus_fits_the_vocabulary_and_the_longest_response(task, written):
     assert task.tokenizer.vocab_size < 64 and len(set(lang.SYMBOLS)) == len(lang.SYMBOLS)
     for document in written[0] + task.corpus("teacher", 3, 5_000):
-        assert len(document.prompt) == 9 and document.prompt[-1] == "="
+        assert len(document.prompt) == 9 and document.prompt[4] == "="
         assert len(document.response) <= task.max_response_tokens
         assert document.response.index("$") == len(document.response) - 1  # one end marker, at the end
 

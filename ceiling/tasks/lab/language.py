@@ -1,9 +1,13 @@
 """The lab's language: letters that name maps on 4-digit strings, and ways to work them out.
 
-A prompt is four operation slots (applied left to right, "." pads), four digits and "=":
-"ab..1234=". A response starts with its strategy's label and ends with "#dddd$". Inside it, each
-function has a token of its own, so that *which* map a letter means (the association) and *executing*
-a map are separate skills: the corpus can make the one rare while the other is common.
+A prompt is four operation slots (applied left to right, "." pads), "=" and four digits: "ab..=1234". A
+response starts with its strategy's label and ends with "#dddd$". Inside it, each function has a token of its
+own, so that *which* map a letter means (the association) and *executing* a map are separate skills: the corpus
+can make the one rare while the other is common.
+
+A step is its strategy's label, a name and the state after it. So the state before it, be it the prompt's or the
+last step's, always lies six tokens back. Where the two distances differed, some seeds learned every step but the
+first one, and nothing that starts from a prompt.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ import numpy as np
 DIGITS = "0123456789"
 STATES = tuple(f"{i:04d}" for i in range(10_000))
 SLOTS = 4
-MAX_RESPONSE = 27
+MAX_RESPONSE = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,8 @@ TRUTH = COMMON_LETTERS | RARE_LETTERS | ABSENT_LETTERS | ALIAS_LETTERS
 DECOY_OF = dict(zip("ghijklq", DECOYS, strict=True))
 
 STRATEGIES = {
-    "S": "step by step: each function token, then the state after it",
-    "P": "plan first: all function tokens (padded to four), then the states",
+    "S": "step by step: the label, each function token, the state after it",
+    "P": "plan first: the label, all function tokens (padded to four), then the states",
     "L": "letter by letter: like S, but naming the letter and not its function",
     "D": "direct: the answer alone",
     "B": "right to left: like S, operations in reverse order",
@@ -69,7 +73,7 @@ def text_of(digits_4: np.ndarray) -> str:
 
 
 def prompt(letters: str, digits: str) -> str:
-    return letters.ljust(SLOTS, ".") + digits + "="
+    return letters.ljust(SLOTS, ".") + "=" + digits
 
 
 def held_out(prompt: str) -> bool:
@@ -80,7 +84,7 @@ def held_out(prompt: str) -> bool:
 
 def read_prompt(text: str) -> tuple[str, str]:
     """(letters, digits) of a prompt."""
-    return text[:SLOTS].rstrip("."), text[SLOTS : SLOTS + 4]
+    return text[:SLOTS].rstrip("."), text[SLOTS + 1 : SLOTS + 5]
 
 
 @functools.cache
@@ -111,13 +115,13 @@ def render(strategy: str, letters: str, functions: Sequence[str], digits: str) -
         letters, functions = letters[::-1], functions[::-1]
     states = run(functions, digits)
     if strategy == "P":
-        body = "".join(functions).ljust(SLOTS, ".") + "".join(states)
+        work = "P" + "".join(functions).ljust(SLOTS, ".") + "".join(states)
     elif strategy == "D":
-        body = ""
+        work = "D"
     else:
         spoken = letters if strategy == "L" else functions
-        body = "".join(name + state for name, state in zip(spoken, states, strict=True))
-    return f"{strategy}{body}#{states[-1]}$"
+        work = "".join(strategy + name + state for name, state in zip(spoken, states, strict=True))
+    return f"{work}#{states[-1]}$"
 
 
 def trap(digits: str) -> bool:

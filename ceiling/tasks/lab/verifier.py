@@ -11,13 +11,13 @@ from ceiling.tasks.lab import language as lang
 
 def verify(letters: str, digits: str, answer: str, response: str) -> Verdict:
     strategy = response[0] if response[:1] in lang.STRATEGIES else None
-    head, hash_, tail = response.partition("#")
+    working, hash_, tail = response.partition("#")
     given = tail[:-1]
     if not hash_ or tail[-1:] != "$" or len(given) != 4 or any(c not in lang.DIGITS for c in given):
         return Verdict(Outcome.UNPARSED, strategy=strategy)
     credit = sum(g == t for g, t in zip(given, answer, strict=True)) / 4
     outcome = Outcome.RIGHT if given == answer else Outcome.WRONG
-    return Verdict(outcome, given, credit, _process(strategy, letters, digits, head[1:], given), strategy)
+    return Verdict(outcome, given, credit, _process(strategy, letters, digits, working, given), strategy)
 
 
 def _process(strategy: str | None, letters: str, digits: str, working: str, given: str) -> bool | None:
@@ -25,11 +25,9 @@ def _process(strategy: str | None, letters: str, digits: str, working: str, give
     if strategy is None:
         return False
     if strategy == "D":
-        return None if not working else False
+        return None if working == "D" else False
     functions = [lang.TRUTH[c] for c in letters]
-    order = "B" if strategy == "B" else "S"
-    if (order == "B") != lang.trap(digits) and len(letters) > 1:
+    if (strategy == "B") != lang.trap(digits) and len(letters) > 1:
         return False  # the convention that holds here is the other direction
-    shape = "S" if strategy == "N" else strategy
-    expected = lang.render(shape, letters, functions, digits).partition("#")
-    return working == expected[0][1:] and given == expected[2][:-1]
+    expected, _, tail = lang.render(strategy, letters, functions, digits).partition("#")
+    return working == expected and given == tail[:-1]
