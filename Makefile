@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_TPU := .venv-tpu
 
-.PHONY: quickstart test bench clean
+.PHONY: quickstart test test-tpu bench clean
 
 quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/quickstart/report.html
 	$(BIN)/python -m ceiling --config configs/lab.py --workdir runs/quickstart
@@ -11,6 +12,9 @@ quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/qui
 test: $(VENV)/.dev  ## environment, then all tests
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-tpu: $(VENV_TPU)/.done  ## an environment of its own, then every program compiled for described TPUs
+	$(VENV_TPU)/bin/python -m pytest -n 2 tests/tpu
 
 bench: $(VENV)/.core
 	$(BIN)/python scripts/bench.py
@@ -26,5 +30,11 @@ $(VENV)/.dev: $(VENV)/.core requirements-dev.txt requirements-extras.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-extras.txt
 	touch $@
 
+$(VENV_TPU)/.done: requirements.txt requirements-tpu.txt pyproject.toml
+	test -x $(VENV_TPU)/bin/python || $(PYTHON) -m venv $(VENV_TPU)
+	$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-tpu.txt
+	$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV_TPU)

@@ -84,6 +84,9 @@ def gathered(weight, axes: tuple[str, ...]):
     """A weight of these logical axes made whole over the fsdp axis where it is used, so that the compiler gathers one
     layer's weights and not the activations. Its gradient is scattered over that axis again: left to itself, it would
     be summed up whole on every device."""
+    mesh = jax.typeof(weight).sharding.mesh
+    if not mesh.empty and mesh.shape["fsdp"] > 1:
+        weight = jax.lax.optimization_barrier(weight)  # or it is gathered before it is cast, in twice the bytes
     return constrain(weight, *(None if axis == "embed" else axis for axis in axes))
 
 

@@ -56,8 +56,8 @@ def empty(config: ModelConfig, rows: int, capacity: int, like=None) -> Cache:
 
 
 def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
-    """Run right-padded prompts once. Returns (cache of capacity P, logits f32[B, V] after each
-    prompt's last token). Only those last logits are computed."""
+    """Run right-padded prompts once. Returns (cache of capacity P, activations [B, D] of each prompt's last token):
+    `unembed` makes logits of them where they are drawn from, and no [B, V] array is kept."""
     B, P = tokens_BP.shape
     index_P = jnp.arange(P)
     distance_BPP = jnp.broadcast_to(index_P[:, None] - index_P[None, :], (B, P, P))
@@ -69,7 +69,7 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
     x_BPD, cache = run_blocks(params, config, x_BPD, positions_BP, attend, empty(config, B, P, params["embed"]))
-    return cache, unembed(params, config, x_BPD[jnp.arange(B), lengths_B - 1])
+    return cache, constrain(x_BPD[jnp.arange(B), lengths_B - 1], "batch", None)
 
 
 def ring_distance(prompt_capacity: int, ring: int, place, length_B, count_B):

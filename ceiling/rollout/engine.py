@@ -3,7 +3,7 @@
 A call is cut into chunks of requests; each chunk is one jitted program with static shapes. Inside
 it, all slots decode one token per step, each at its own position; when enough slots are free, the next
 requests of the queue move in (the prompt's cache rows are copied, its first token is drawn from the
-prefill logits). There is no host round trip per token and no [B, T, V] array.
+prompt's last activations). There is no host round trip per token and no [B, T, V] array.
 
 On a mesh the slots lie in Z groups, one for every part that rows are divided into (the data and fsdp axes). A group
 has its own share of the requests and the prompts they need, so no cache row ever moves between devices; heads are
@@ -24,6 +24,7 @@ import numpy as np
 from ceiling.model.config import ModelConfig
 from ceiling.model.policy import Policy
 from ceiling.model.sharding import BATCH, constrain, parts
+from ceiling.model.transformer import unembed
 from ceiling.rollout import cache as kv
 from ceiling.rollout import sampling
 
@@ -149,21 +150,21 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
          temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ):  # fmt: skip
     """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group."""
     (Z, C, P), Q, R, B = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens, slots
-    prompt_cache, first_logits = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
-    first_logits_ZCV = first_logits.reshape(Z, C, -1)
+    prompt_cache, last = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
+    last_ZCD = last.reshape(Z, C, -1)
     refill_at = max(1, B // 8)
     stops = jnp.asarray(stop_ids, jnp.int32)
     divided = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1), like=params["embed"])  # noqa: E731
 
-    def draw(s: _Slots, logits_ZBV, update_ZB):
-        """Draw a token for the slots in update_ZB and record it."""
+    def draw(s: _Slots, logits, update_ZB):
+        """Draw a token for the slots in update_ZB from logits [Z * B, V] and record it."""
         request_ZB = jnp.minimum(s.request_ZB, Q - 1)
         id_ZB = _pick(ids_ZC, _pick(prompt_ZQ, request_ZB))
         u = sampling.uniforms(
             seed_key, *(x.reshape(-1) for x in (id_ZB, _pick(sample_ZQ, request_ZB), s.count_ZB))
         )
         # Every device draws for some of the rows, and has their whole vocabulary: an exchange, no gather.
-        logits = constrain(logits_ZBV.reshape(Z * B, -1), "rows", None)
+        logits = constrain(logits, "rows", None)
         token, logp = sampling.draw(logits, u, temperature=temperature, top_p=top_p, greedy=greedy)
         token_ZB, logp_ZB = divided(token.reshape(Z, B)), divided(logp.reshape(Z, B))
         target_ZB = jnp.where(update_ZB, s.request_ZB, Q)
@@ -205,14 +206,15 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
             count_ZB=jnp.where(take_ZB, 0, s.count_ZB),
             next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
-        return draw(s, constrain(_pick(first_logits_ZCV, prompt_ZB), "batch", None, "vocab"), take_ZB)
+        first = unembed(params, config, _pick(last_ZCD, prompt_ZB).reshape(Z * B, -1))
+        return draw(s, first, take_ZB)
 
     def step(s: _Slots):
         place = s.steps % R
         token, length, count = (x.reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
         distance = kv.ring_distance(P, R, place, length, count)
         logits, cache = kv.decode(params, config, s.cache, token, length + count - 1, P + place, distance)
-        return draw(s.replace(cache=cache, steps=s.steps + 1), logits.reshape(Z, B, -1), s.live_ZB)
+        return draw(s.replace(cache=cache, steps=s.steps + 1), logits, s.live_ZB)
 
     def busy(s: _Slots):
         free_Z = jnp.sum(~s.live_ZB, axis=1)

@@ -1,0 +1,34 @@
+"""Every program compiles for described slices of TPUs, fits their memory, and talks only as it should.
+
+Nothing is allocated and no TPU is needed: `make test-tpu` runs this in an environment of its own with libtpu. The
+compiler refuses what exceeds a chip's memory, and works at its least effort here, which needs more of it.
+"""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not in this environment: `make test-tpu` runs these", allow_module_level=True)
+
+from ceiling.devices import DEVICES
+from ceiling.plan import compiled
+from ceiling.plan.programs import programs
+from ceiling.plan.slices import SLICES, setting
+
+NAMES = ("sft", "distill", "grpo", "rlp", "prefill", "decode", "sampling", "score")
+pytestmark = pytest.mark.tpu
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("at", SLICES, ids=str)
+def test_it_fits_and_gathers_no_more_than_it_should(at, name):
+    here = setting(at)
+    lower = programs(here)
+    assert set(lower) == set(NAMES)
+    found = compiled.report(lower[name](), compiled.QUICK)
+    print(f"{name}: {found.total / 1e9:.2f} GB of {DEVICES[at.device].memory / 1e9:.0f} GB")
+    assert found.total <= DEVICES[at.device].memory
+    assert compiled.unexpected(found.collectives, here.model, here.mesh) == []
+    gathers = [c for c in found.collectives if c.kind == "all-gather" and c.times >= here.model.layers]
+    assert gathers, "weights are fully sharded: a layer's are gathered in every pass over it"
