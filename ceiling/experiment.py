@@ -134,7 +134,7 @@ def run(config, workdir) -> results.Result:
         def write(complete: bool) -> results.Result:
             finished = [s for s in stages if s.directory(workdir).exists()]
             result = results.write(config, stages, finished, workdir, complete=complete)
-            progress.log(f"report: {result.report}  [{len(finished)}/{len(stages)} stages]")
+            progress.log(f"report: {result.report}  [{progress.done}/{progress.total} stages]")
             return result
 
         with _Background(lambda: write(False), config["report"]["every_s"]) as interim:

@@ -176,7 +176,8 @@ class _Worker:
             [sys.executable, "-m", "ceiling.workers", str(grace_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log, env=env, text=True, bufsize=1,
         )  # fmt: skip
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(events,), daemon=True)
+        self.listener.start()
 
     def send(self, work: dict) -> None:
         self.process.stdin.write(json.dumps(work) + "\n")
@@ -184,8 +185,9 @@ class _Worker:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait()
-        self.log.close()
+        self.listener.join()  # it reads the output to its end
+        for pipe in (self.process.stdin, self.process.stdout, self.log):
+            pipe.close()
 
     def _listen(self, events: queue.Queue) -> None:
         for line in self.process.stdout:
