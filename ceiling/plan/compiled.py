@@ -5,7 +5,9 @@ sharded weights need), and small arrays; never weights or caches stacked over la
 """
 
 import dataclasses
+import json
 import math
+import pathlib
 import re
 
 import jax
@@ -53,6 +55,16 @@ class Report:
     @property
     def total(self) -> int:
         return self.arguments + self.outputs + self.temporaries + self.code
+
+    def save(self, path: pathlib.Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Report":
+        fields = json.loads(path.read_text())
+        found = (Collective(**{**c, "shape": tuple(c["shape"])}) for c in fields.pop("collectives"))
+        return cls(**fields, collectives=tuple(found))
 
 
 def report(lowered: jax.stages.Lowered, options: dict | None = None) -> Report:

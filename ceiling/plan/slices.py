@@ -7,6 +7,7 @@ moments, bfloat16 products.
 
 import dataclasses
 import os
+import pathlib
 
 import ceiling
 from ceiling.config import plain
@@ -15,6 +16,7 @@ from ceiling.model.families import PRESETS
 from ceiling.model.sharding import mesh_over
 from ceiling.plan.programs import Setting
 
+PROGRAMS = ("sft", "distill", "grpo", "rlp", "prefill", "decode", "sampling", "score")
 PROMPT, RESPONSE, BATCH = 256, 512, dict(prompts_per_step=64, samples_per_prompt=8)
 
 
@@ -42,6 +44,10 @@ class Slice:
 
     def __str__(self) -> str:
         return f"{self.model} on {self.topology}"
+
+    def report(self, program: str) -> pathlib.Path:
+        """Where `make test-tpu` leaves what the compiler said, and scripts/scaling.py looks for it."""
+        return pathlib.Path("build/tpu") / f"{self.model}-{self.topology.replace(':', '-')}-{program}.json"
 
 
 SLICES = (

@@ -14,19 +14,19 @@ if importlib.util.find_spec("libtpu") is None:
 from ceiling.devices import DEVICES
 from ceiling.plan import compiled
 from ceiling.plan.programs import programs
-from ceiling.plan.slices import SLICES, setting
+from ceiling.plan.slices import PROGRAMS, SLICES, setting
 
-NAMES = ("sft", "distill", "grpo", "rlp", "prefill", "decode", "sampling", "score")
 pytestmark = pytest.mark.tpu
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("at", SLICES, ids=str)
 def test_it_fits_and_gathers_no_more_than_it_should(at, name):
     here = setting(at)
     lower = programs(here)
-    assert set(lower) == set(NAMES)
+    assert set(lower) == set(PROGRAMS)
     found = compiled.report(lower[name](), compiled.QUICK)
+    found.save(at.report(name))
     print(f"{name}: {found.total / 1e9:.2f} GB of {DEVICES[at.device].memory / 1e9:.0f} GB")
     assert found.total <= DEVICES[at.device].memory
     assert compiled.unexpected(found.collectives, here.model, here.mesh) == []
