@@ -61,7 +61,7 @@ def flat(tree):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_table_init_abstract_shardings_and_count_agree(config):
     rows = table(config)
-    params = flat(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+    params = flat(init.eval_shape(config, jax.random.key(0)))
     shapes = flat(abstract(config))
     shardings = flat(param_shardings(config, make_mesh(2, 2, 2)))
     assert rows.keys() == params.keys() == shapes.keys() == shardings.keys()
