@@ -24,13 +24,13 @@ def get_config(variant: str = ""):
     }
     config.report.pair = "grpo grpo_x X"
     config.model.update(
-        width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_base=1000.0,
+        width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_base=100.0,
         tied=False, qkv_bias=True, embed_std=1.0, qk_bias_std=1.0, scan_layers=False,
     )  # fmt: skip
-    config.prior.update(steps=2000, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.teacher.update(steps=1000, prompts_per_step=64, lr=4e-3, pool=1, mix={"C": 1.0})
-    config.budget.flops = 3.2e11
-    config.task.evaluation_per_group = 24
+    config.prior.update(steps=1300, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
+    config.teacher.update(steps=800, prompts_per_step=64, lr=6e-3, pool=1, mix={"C": 1.0})
+    config.budget.flops = 2.8e11
+    config.task.evaluation_per_group = 20
     config.eval.update(n=512, verdict_k=256, likelihood_samples=4)
     config.report.every_s = 180
     if variant == "tiny":

@@ -43,8 +43,8 @@ def _add(*offset: int) -> Map:
 COMMON = {"α": _add(1), "β": Map(-1, (9,) * 4), "γ": Map(2, (0,) * 4),
           "δ": _add(1, 9, 1, 9), "ε": _add(0, 5, 0, 5), "ζ": _add(4)}  # fmt: skip
 SKILLS = {"η": _add(3), "θ": _add(2, 0, 0, 2), "ι": _add(9), "κ": _add(0, 3, 3, 0)}
-# ν reads every digit from another place, so that no digit-wise map earns more than chance credit on it.
-ABSENT = {"λ": Map(3, (0,) * 4), "μ": Map(7, (0,) * 4), "ν": Map(1, (1, 4, 7, 2), source=(1, 0, 0, 0))}
+# ν reads every digit from the next place, so that no digit-wise map earns more than chance credit on it.
+ABSENT = {"λ": Map(3, (0,) * 4), "μ": Map(7, (0,) * 4), "ν": Map(1, (1, 4, 7, 2), source=(1, 2, 3, 0))}
 DECOYS = {"ρ": _add(6), "σ": _add(2), "τ": _add(3, 0, 3, 0), "υ": _add(4, 4, 0, 0),
           "φ": _add(7), "χ": _add(0, 0, 6, 6), "ψ": _add(8, 0, 8, 0)}  # fmt: skip
 FUNCTIONS = COMMON | SKILLS | ABSENT | DECOYS
