@@ -24,6 +24,8 @@ from ceiling import experiment, results, schema, stages
 from ceiling.evals.records import Samples
 from ceiling.tasks.base import Outcome
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
@@ -66,9 +68,10 @@ STAGES = {"seed1/prior", "seed1/base.evaluate", "seed1/base_redraw.evaluate", "s
 
 
 def environment():
-    """A user's: one device, and no settings of this test process."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL")}
-    return {**env, "PYTHONPATH": str(ROOT)}
+    """A user's: one device, and no settings of this test process but how much XLA optimises."""
+    env = {k: v for k, v in os.environ.items() if k not in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL")}
+    flags = [flag for flag in env["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {**env, "PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join(flags)}
 
 
 def command(config, workdir, *arguments, wait=True):
@@ -117,26 +120,6 @@ def reference(tmp_path_factory):
             shutil.move(folder / "reference" / "xla_cache", folder / "live" / "xla_cache")
             (folder / "printed.json").write_text(json.dumps([done.stdout, done.stderr]))
     return Run(folder / "reference", file, *json.loads((folder / "printed.json").read_text()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Steps are jitted anew by every stage: runs inside this process share their compilations."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def run(config, workdir):
@@ -446,6 +429,7 @@ def test_a_diverging_arm_is_a_clear_error_and_no_traceback_type_of_its_own(refer
 # ---- a user's own data, a user's own regime
 
 
+@pytest.mark.exact
 def test_qa_file_from_end_to_end_by_the_same_command(tmp_path):
     data = tmp_path / "mine.jsonl"
     rows = [{"question": f"{a} + {b}?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for a in range(4) for b in range(5)]

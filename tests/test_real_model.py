@@ -13,6 +13,8 @@ import ceiling
 from ceiling.evals.records import Samples
 from ceiling.model import hf
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = ["--vocab=300", "--width=16", "--ffn=16", "--layers=1", "--heads=2", "--kv-heads=1", "--head-dim=8"]
 CONFIG = """

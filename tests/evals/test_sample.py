@@ -85,6 +85,7 @@ def test_x6_stopped_means_that_the_end_token_is_the_last_and_only_there(drawn, t
     assert stopped.any() and not stopped.all()  # both kinds were seen
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("chunk", [4, 3 * N])  # less than one problem at a time; three of eight
 def test_r9_samples_do_not_depend_on_chunking(drawn, policy, task, chunk):
     _same(drawn[0], sample.evaluate(policy, task, n=N, seed=5, chunk_requests=chunk))
@@ -119,6 +120,7 @@ def test_v6_a_verifier_that_fails_stops_the_evaluation(policy, task, monkeypatch
         sample.evaluate(policy, task, n=2, seed=5, max_verifier_errors=0.05)
 
 
+@pytest.mark.exact
 def test_r9_samples_do_not_depend_on_which_other_problems_or_samples_are_asked_for(drawn, policy, task):
     problems = task.evaluation()
     part = sample.evaluate(policy, task, n=N, seed=5, problems=problems[3:5])
@@ -144,6 +146,7 @@ def test_n5_samples_of_one_problem_are_different_draws(drawn):
         assert len({samples.tokens(p, j).tobytes() for j in range(N)}) > 1
 
 
+@pytest.mark.exact
 def test_n3_likelihood_of_own_samples_equals_the_recorded_logprob(drawn, policy, task):
     samples, _, _ = drawn
     logp, entropy, tokens = sample.likelihood(samples, task, task.evaluation(), policy, per_problem=N)

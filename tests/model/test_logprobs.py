@@ -152,6 +152,7 @@ def sequence_logprobs(params, config, view):
     return Forward(config).logprobs(params, view, temperature=0.7, entropy=True)
 
 
+@pytest.mark.exact
 @settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), row_tokens=st.sampled_from([9, 20]),

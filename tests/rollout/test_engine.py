@@ -79,6 +79,7 @@ def test_greedy_equals_the_argmax_of_the_full_forward_token_by_token(make_model)
         assert out.lengths[i, 0] == len(text) - len(prompt)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_X2_N3_recorded_log_probs_equal_teacher_forced_ones(make_model, fields, temperature):
@@ -128,6 +129,7 @@ def test_X6_each_of_several_stop_tokens_ends_a_response(policy):
 # --- noise depends on (seed, problem, sample, position) and on nothing else --------------------------------
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     "changes",
     [dict(slots=3), dict(slots=1, chunk_requests=16), dict(chunk_requests=3)],
@@ -143,6 +145,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn_or_where_a_series_starts(po
     same(draw(policy, n=4, first_sample=first), usual, samples=slice(first, first + 4))
 
 
+@pytest.mark.exact
 def test_order_and_company_of_prompts_change_no_sample(policy, usual):
     order = [3, 0, 4, 2, 1]
     same(draw(policy, [PROMPTS[i] for i in order], problem_ids=order), usual, rows=order)
@@ -204,6 +207,7 @@ def test_freed_slots_are_refilled(policy):
     assert out.executed_tokens < waves
 
 
+@pytest.mark.exact
 def test_eight_devices_draw_the_same_tokens(policy, usual):
     placed = place(policy.params, policy.config, make_mesh(2, 2, 2))
     same(draw(Policy(placed, policy.config, (STOP,))), usual)

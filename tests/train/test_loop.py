@@ -63,6 +63,7 @@ def grpo_run(lab):
     return trained, seen, start, host(trained.params)
 
 
+@pytest.mark.exact
 def test_X1_X2_sampler_and_trainer_agree_at_temperature_0_7(grpo_run, lab):
     """The gap that the run reports, and the same from the recorded log-probs and the plain forward pass."""
     trained, seen, start, _ = grpo_run
@@ -79,6 +80,7 @@ def test_X1_X2_sampler_and_trainer_agree_at_temperature_0_7(grpo_run, lab):
         np.testing.assert_allclose(logp[i, at - 1, e.tokens[at]], e.extra["behaviour"][at], atol=1e-5)
 
 
+@pytest.mark.exact
 def test_X2_N4_on_policy_ratio_is_exactly_one_and_nothing_is_clipped(grpo_run):
     for row in grpo_run[0].curve:
         assert row["ratio_mean"] == 1.0 and row["clip_high_share"] == row["clip_low_share"] == 0.0
@@ -134,6 +136,7 @@ def test_curve_metrics_come_from_the_samples(grpo_run):
     assert [row["step"] for row in trained.curve] == [0, 1]
 
 
+@pytest.mark.exact
 def test_N3_equal_seeds_give_bit_identical_parameters(grpo_run, lab):
     trained, _, start, params = grpo_run
     again = run(lab.trainer("grpo", lab.Budget(steps=2), temperature=0.7, clip_norm=1e9, lr=0.01))
@@ -296,6 +299,7 @@ def test_OS3_duplicates_of_a_problem_in_a_step_are_groups_of_their_own(lab):
 # --- devices ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("source", ["demonstrations", "text"])
 def test_X3_a_run_on_eight_devices_is_the_run_on_one(source, lab):
     """Real optimiser and loop. Plain texts are so short that eight of them pack into four rows."""
