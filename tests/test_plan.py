@@ -18,10 +18,9 @@ from ceiling.model.config import ModelConfig, abstract, parameter_count
 from ceiling.model.lora import trainable
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import make_mesh, param_shardings, place
-from ceiling.plan import main_plan, memory, plan, work
+from ceiling.plan import main_plan, memory, plan, programs, work
 from ceiling.regimes.base import load as regime
 from ceiling.rollout import cache as kv
-from ceiling.rollout import engine
 from ceiling.train import optim
 from ceiling.train.loop import CONFIG as LOOP
 from ceiling.train.step import TrainState, init_state, make_step
@@ -130,15 +129,9 @@ def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat):
 def test_sampling_needs_about_what_the_plan_says():
     config = ModelConfig(**SIZES)
     prompts, n, P, R, slots = 8, 8, 128, 128, 32
-    Q = prompts * n
-    i32, u32 = np.int32, np.uint32
-    lowered = engine._run.lower(
-        abstract(config), config=config, stop_ids=(3,), slots=slots, max_new_tokens=R, top_p=1.0, greedy=False,
-        temperature=jnp.float32(1), seed_key=jax.random.key(0), tokens_CP=np.zeros((prompts, P), i32),
-        lengths_C=np.ones(prompts, i32), ids_C=np.zeros(prompts, u32), queued=i32(Q),
-        prompt_Q=np.zeros(Q, i32), sample_Q=np.zeros(Q, u32),
-    )  # fmt: skip
-    measured = lowered.compile().memory_analysis().temp_size_in_bytes
+    cfg = arm("grpo", prompts_per_step=prompts, samples_per_prompt=n, slots=slots)
+    program = programs.sampling(programs.Setting(config, make_mesh(), {}, P, R), cfg)
+    measured = program.lower().compile().memory_analysis().temp_size_in_bytes
     adds = memory.sample(config, prompts=prompts, n=n, prompt_tokens=P, max_tokens=R, slots=slots, mesh=ONE)
     ratio = sum(adds.values()) / measured
     print(f"sampling: estimate / measured = {ratio:.3f}")
@@ -269,7 +262,7 @@ def test_time_follows_the_stated_shares_and_devices():
     many = plan(real(**{"mesh.fsdp": 4}))
     for a, b in zip(many.stages[:-1], plan(real()).stages[:-1], strict=True):
         assert 4 * a.seconds["update"] == pytest.approx(b.seconds["update"])
-        assert a.seconds["sampling"] == b.seconds["sampling"], "data axes repeat a sampling batch"
+        assert 3 < b.seconds["sampling"] / a.seconds["sampling"] <= 4.01, "slots are divided over the data axes"
 
 
 def test_a_refused_configuration_has_no_plan():

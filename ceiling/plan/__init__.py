@@ -25,6 +25,7 @@ from ceiling.evals.sample import CHUNK_TOKENS
 from ceiling.ledger import BUDGET_PHASES
 from ceiling.model.config import ModelConfig, parameter_count, table
 from ceiling.model.lora import trainable
+from ceiling.model.sharding import BATCH, parts
 from ceiling.plan import memory, work
 from ceiling.regimes import base as regimes
 from ceiling.train.loop import adapted
@@ -210,16 +211,18 @@ class _World:
         return out
 
     def _seconds(self, one: work.Update, configs: dict, cfg: dict, flops: dict) -> dict[str, float]:
-        settings, data = self.config["plan"], self.mesh["data"] * self.mesh["fsdp"]
-        rate = {m: work.peak_flops(c, self.device) * settings["mfu"] * self.mesh["tensor"] for m, c in configs.items()}
-        update = flops["train/policy"] / (rate["policy"] * data)
+        settings, groups = self.config["plan"], parts(self.mesh, BATCH)
+        devices = math.prod(self.mesh.values())
+        rate = {m: work.peak_flops(c, self.device) * settings["mfu"] * devices for m, c in configs.items()}
+        update = flops["train/policy"] / rate["policy"]
         for m in one.frozen:
-            update += cfg["epochs"] * flops[f"score/{m}"] / (rate[m] * data)
+            update += cfg["epochs"] * flops[f"score/{m}"] / rate[m]
         scored = sum(flops[f"score/{m}"] / rate[m] for m in {m for m, _ in one.scored} - set(one.frozen))
         sampling = sum(
             work.sampling_seconds(
-                memory.local(configs[r.model], self.mesh["tensor"]), self.device, requests=r.prompts * r.n,
-                slots=cfg["slots"], capacity=r.prompt_tokens + r.max_tokens, steps=r.max_tokens,
+                memory.local(configs[r.model], self.mesh["tensor"]), self.device,
+                requests=math.ceil(r.prompts * r.n / groups), slots=math.ceil(cfg["slots"] / groups),
+                capacity=r.prompt_tokens + r.max_tokens, steps=r.max_tokens,
                 share=settings["decode_share"],
             ) for r in one.rounds
         )  # fmt: skip
@@ -237,15 +240,16 @@ class _World:
         judged = self.problems * min(e["likelihood_samples"], e["n"])
         if judged:
             phases["scoring"] = memory.score(self.model, sequences=judged, tokens=P + R, mesh=mesh)
-        requests = self.problems * e["n"]
+        groups = parts(mesh, BATCH)
+        requests, slots = math.ceil(self.problems * e["n"] / groups), math.ceil(e["slots"] / groups)
         local, share = memory.local(self.model, mesh["tensor"]), self.config["plan"]["decode_share"]
         seconds = {"sampling": work.sampling_seconds(
-            local, self.device, requests=requests, slots=e["slots"], capacity=P + R, steps=R, share=share)}  # fmt: skip
+            local, self.device, requests=requests, slots=slots, capacity=P + R, steps=R, share=share)}  # fmt: skip
         lengths = np.full((self.problems, e["n"]), R)
         flops = {"evaluate/policy": work.accounts.sampling_flops(self.model, [P] * self.problems, lengths)}
         if judged:
             scoring = 2 * judged * work.accounts.forward_flops(self.model, P + R)
-            rate = work.peak_flops(self.model, self.device) * self.config["plan"]["mfu"] * mesh["tensor"]
+            rate = work.peak_flops(self.model, self.device) * self.config["plan"]["mfu"] * math.prod(mesh.values())
             flops["score/policy"], seconds["scoring"] = scoring, scoring / rate
         weights = memory.weights(self.model, mesh)
         held = {"weights": weights, "other models": weights if judged else 0}

@@ -143,7 +143,8 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
         out[name] += times
         for line in bodies[name]:
             called = re.findall(r"(body|condition|calls|to_apply|branch_computations)=\{?([^}\s]*)", line)
-            trips = next((_trips(bodies, names) for key, names in called if key == "condition"), 1)
+            stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            trips = int(stated[1]) if stated else next((_trips(bodies, n) for k, n in called if k == "condition"), 1)
             for key, names in called:
                 for target in re.findall(r"%([\w.\-]+)", names):
                     if target in bodies:

@@ -5,7 +5,7 @@ name. What the backward pass keeps is read from the real forward by tracing it o
 allocated. On top of it comes one block's working set, a few chunks of logits, and two sets of gradients (the running
 sum and the micro-batch's own). Against XLA on a CPU this is 10 to 45 % high (tests/test_plan.py), never low.
 
-The work of a sampling or scoring batch is shared out over the mesh's tensor axis alone: the data axes repeat it.
+Rows of a batch, slots and prompts are divided over the data and fsdp axes, heads and vocabulary over the tensor axis.
 """
 
 import dataclasses
@@ -20,15 +20,14 @@ from ceiling.data.packing import Batch
 from ceiling.model.config import ModelConfig, abstract, table
 from ceiling.model.lora import trainable
 from ceiling.model.sequences import Forward
-from ceiling.model.sharding import RULES
+from ceiling.model.sharding import BATCH, RULES, parts
 from ceiling.rollout import cache as kv
-from ceiling.rollout.engine import bucket
-from ceiling.rollout.scoring import BATCH_SEQUENCES
+from ceiling.rollout.engine import bucket, share
+from ceiling.rollout.scoring import batch_rows, row_bytes
 from ceiling.train import optim
 from ceiling.train.step import join, split
 
 LOGITS = 3  # copies of a chunk of logits in float32: the logits, their log-softmax, its cotangent or exponential
-SCORES = 2  # copies of a layer's attention scores in float32 in a forward pass
 
 
 def weights(config: ModelConfig, mesh: dict, paths=None) -> int:
@@ -43,7 +42,7 @@ def _parts(axes: tuple[str, ...], mesh: dict) -> int:
     """Devices that one weight is divided over."""
     named = nn.logical_to_mesh_axes(axes, rules=RULES)
     flat = [name for entry in named for name in ((entry,) if isinstance(entry, str) else entry or ())]
-    return math.prod(mesh[name] for name in flat)
+    return parts(mesh, flat)
 
 
 def tree_bytes(tree) -> int:
@@ -66,6 +65,7 @@ def slow_state(regime, config: ModelConfig, cfg: dict, mesh: dict) -> float:
 
 
 def kv_cache(config: ModelConfig, rows: int, capacity: int, mesh: dict) -> float:
+    """Bytes on one device of a cache of that many rows there."""
     return tree_bytes(jax.eval_shape(lambda: kv.empty(config, rows, capacity))) / mesh["tensor"]
 
 
@@ -98,7 +98,7 @@ def local(config: ModelConfig, tensor: int) -> ModelConfig:
 def update(config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict) -> dict[str, float]:
     """What an update adds: gradients, the activations of one micro-batch with every row full, logits."""
     each = math.ceil(sequences / cfg["minibatches"] / cfg["microbatches"])
-    rows = math.ceil(each / (mesh["data"] * mesh["fsdp"]))
+    rows = math.ceil(each / parts(mesh, BATCH))
     here = local(config, mesh["tensor"])
     plain = dataclasses.replace(here, remat=False, scan_layers=True)
     one, two = (kept(dataclasses.replace(plain, layers=n), rows, tokens) for n in (1, 2))
@@ -118,31 +118,26 @@ def update(config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: di
 def sample(config: ModelConfig, *, prompts: int, n: int, prompt_tokens: int, max_tokens: int, slots: int, mesh: dict,
            chunk_requests: int = 32_768) -> dict[str, float]:  # fmt: skip
     """What a sampling call adds: the cache with what a refill writes into it, the prompts, logits, and results."""
-    P, here = bucket(prompt_tokens), local(config, mesh["tensor"])
+    P, here, groups = bucket(prompt_tokens), local(config, mesh["tensor"]), parts(mesh, BATCH)
     per_call = max(1, min(prompts, chunk_requests // n))
-    requests = per_call * min(n, chunk_requests)
-    slots = min(slots, requests)
+    samples = min(n, chunk_requests)
+    own = share(per_call, samples, per_call, samples, groups)[0].shape[1]  # prompts of one group
+    slots = -(-min(slots, per_call * samples) // groups)
     cast = config.param_dtype != config.compute_dtype
-    prefill = SCORES * 4 * per_call * here.heads * P * P + _forward(here, per_call * P)
     return {
         "cache": kv_cache(config, slots, P + max_tokens, mesh) + kv_cache(config, slots, P, mesh),
-        "prompts": kv_cache(config, per_call, P, mesh) + prefill,
-        "logits": 4 * (4 * slots + per_call) * here.vocab_size,
-        "results": 2 * 8 * requests * max_tokens,
+        "prompts": kv_cache(config, own, P, mesh) + own * row_bytes(config, P, mesh["tensor"]),
+        "logits": 4 * 4 * slots * here.vocab_size,
+        "results": 2 * 8 * per_call * samples * max_tokens,
         "cast weights": weights(dataclasses.replace(config, param_dtype=config.compute_dtype), mesh) if cast else 0,
     }
 
 
 def score(config: ModelConfig, *, sequences: int, tokens: int, mesh: dict) -> dict[str, float]:
     """What a scoring call adds: a forward pass over its rows, each of `tokens` tokens."""
-    rows, here = min(BATCH_SEQUENCES, 1 << max(0, sequences - 1).bit_length()), local(config, mesh["tensor"])
+    rows = batch_rows(config, mesh, sequences, tokens) // parts(mesh, BATCH)
+    here = local(config, mesh["tensor"])
     return {
-        "scoring rows": SCORES * 4 * rows * here.heads * tokens**2 + _forward(here, rows * tokens),
+        "scoring rows": rows * row_bytes(config, tokens, mesh["tensor"]),
         "logits": LOGITS * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
     }
-
-
-def _forward(config: ModelConfig, tokens: int) -> int:
-    """Working set of one block in a forward pass: residual streams, queries to values, gate and up."""
-    wide = 4 * config.width + 2 * config.ffn + (config.heads + 2 * config.kv_heads) * config.head_dim
-    return tokens * wide * jnp.dtype(config.compute_dtype).itemsize

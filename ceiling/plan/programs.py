@@ -6,7 +6,7 @@ TPUs are read on a laptop (scripts/scaling.py, tests/tpu), and the lowering for 
 
 Example:
     setting = Setting(model, mesh, arms={"sft": {...}}, prompt_tokens=256, response_tokens=512)
-    programs(setting)["sft"]().compile().memory_analysis()
+    programs(setting)["sft"]().lower().compile().memory_analysis()
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -55,8 +56,24 @@ class Setting:
         return parts(self.mesh.shape, BATCH)
 
 
-def programs(setting: Setting) -> dict[str, Callable]:
-    """{name: function that lowers it}: the step of every arm, then prefill, decode, sampling and scoring."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function and its abstract arguments."""
+
+    run: Callable
+    args: tuple = ()
+    kwargs: dict = dataclasses.field(default_factory=dict)
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.run.lower(*self.args, **self.kwargs)
+
+    def export(self, platform: str) -> jax.export.Exported:
+        """Lowered for a platform that need not be here: "cuda", "tpu"."""
+        return jax.export.export(self.run, platforms=[platform])(*self.args, **self.kwargs)
+
+
+def programs(setting: Setting) -> dict[str, Callable[[], Program]]:
+    """{name: function that makes it}: the step of every arm, then prefill, decode, sampling and scoring."""
     out = {name: functools.partial(train_step, setting, cfg) for name, cfg in setting.arms.items()}
     cfg = next(iter(setting.arms.values()))
     for program in (prefill, decode, sampling, score):
@@ -99,8 +116,8 @@ def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     return Batch(*ints[:4], mask, ints[4], extra)
 
 
-def train_step(setting: Setting, cfg: dict):
-    """The update of an arm, lowered."""
+def train_step(setting: Setting, cfg: dict) -> Program:
+    """The update of an arm."""
     regime, config = regimes.load(cfg["regime"]), setting.model
     one = work.updates(regime, cfg, setting.prompt_tokens, setting.response_tokens)[0]
     cfg = {**cfg, "max_tokens": setting.response_tokens}
@@ -111,20 +128,22 @@ def train_step(setting: Setting, cfg: dict):
     )  # fmt: skip
     frozen = {name: Policy(parameters(config, setting.mesh), config, ()) for name in one.frozen}
     lr = laid_out((), jnp.float32, replicated(setting.mesh))
-    return step.lower(train_state(regime, config, cfg, optimiser, setting.mesh), batch(one, cfg, setting), frozen, lr)
+    state = train_state(regime, config, cfg, optimiser, setting.mesh)
+    return Program(step, (state, batch(one, cfg, setting), frozen, lr))
 
 
-def prefill(setting: Setting, cfg: dict):
-    """The prompts of one sampling round, lowered."""
+def prefill(setting: Setting, cfg: dict) -> Program:
+    """The prompts of one sampling round."""
     prompts, _, _ = _queue(setting, cfg)
     ints = functools.partial(laid_out, dtype=jnp.int32, sharding=batch_sharding(setting.mesh))
     run = jax.jit(kv.prefill, static_argnums=1)
     params = parameters(setting.model, setting.mesh)
-    return run.lower(params, setting.model, ints((prompts, engine.bucket(setting.prompt_tokens))), ints((prompts,)))
+    tokens = ints((prompts, engine.bucket(setting.prompt_tokens)))
+    return Program(run, (params, setting.model, tokens, ints((prompts,))))
 
 
-def decode(setting: Setting, cfg: dict):
-    """One token for every slot, lowered."""
+def decode(setting: Setting, cfg: dict) -> Program:
+    """One token for every slot."""
     config, mesh = setting.model, setting.mesh
     _, slots, _ = _queue(setting, cfg)
     capacity = engine.bucket(setting.prompt_tokens) + setting.response_tokens
@@ -135,23 +154,23 @@ def decode(setting: Setting, cfg: dict):
     place = laid_out((), jnp.int32, replicated(mesh))
     run = jax.jit(kv.decode, static_argnums=1, donate_argnums=2)
     params = parameters(config, mesh)
-    return run.lower(params, config, cache, ints((slots,)), ints((slots,)), place, ints((slots, capacity)))
+    return Program(run, (params, config, cache, ints((slots,)), ints((slots,)), place, ints((slots, capacity))))
 
 
-def sampling(setting: Setting, cfg: dict):
-    """A whole sampling round, prefill and decode loop, lowered."""
+def sampling(setting: Setting, cfg: dict) -> Program:
+    """A whole sampling round, prefill and decode loop."""
     Z = setting.rows_over
     prompts, slots, requests = (-(-count // Z) for count in _queue(setting, cfg))
     whole = functools.partial(laid_out, sharding=replicated(setting.mesh))
     i32, u32 = jnp.int32, jnp.uint32
-    return engine._run.lower(
-        parameters(setting.model, setting.mesh), config=setting.model, stop_ids=(0,), slots=slots,
+    return Program(engine._run, (parameters(setting.model, setting.mesh),), dict(
+        config=setting.model, stop_ids=(0,), slots=slots,
         max_new_tokens=setting.response_tokens, top_p=1.0, greedy=False, temperature=whole((), jnp.float32),
         seed_key=jax.eval_shape(lambda: jax.random.key(0)),
         tokens_ZCP=whole((Z, prompts, engine.bucket(setting.prompt_tokens)), i32), lengths_ZC=whole((Z, prompts), i32),
         ids_ZC=whole((Z, prompts), u32), queued_Z=whole((Z,), i32), prompt_ZQ=whole((Z, requests), i32),
         sample_ZQ=whole((Z, requests), u32),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _queue(setting: Setting, cfg: dict) -> tuple[int, int, int]:
@@ -161,8 +180,8 @@ def _queue(setting: Setting, cfg: dict) -> tuple[int, int, int]:
     return over(cfg["prompts_per_step"]), over(min(cfg["slots"], requests)), over(requests)
 
 
-def score(setting: Setting, cfg: dict):
-    """One batch of scoring, lowered."""
+def score(setting: Setting, cfg: dict) -> Program:
+    """One batch of scoring."""
     sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
     rows = scoring.batch_rows(setting.model, setting.mesh, sequences, setting.tokens)
     home = batch_sharding(setting.mesh)
@@ -171,4 +190,4 @@ def score(setting: Setting, cfg: dict):
     temperature = laid_out((), jnp.float32, replicated(setting.mesh))
     packed = Batch(*ints[:4], mask, ints[4], {})
     params = parameters(setting.model, setting.mesh)
-    return scoring._score.lower(params, packed, temperature, config=setting.model, entropy=False)
+    return Program(scoring._score, (params, packed, temperature), dict(config=setting.model, entropy=False))

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.tpu
 @pytest.mark.parametrize("at", SLICES, ids=str)
 def test_it_fits_and_gathers_no_more_than_it_should(at, name):
     here = setting(at)
-    lower = programs(here)
-    assert set(lower) == set(PROGRAMS)
-    found = compiled.report(lower[name](), compiled.QUICK)
+    made = programs(here)
+    assert set(made) == set(PROGRAMS)
+    found = compiled.report(made[name]().lower(), compiled.QUICK)
     found.save(at.report(name))
     print(f"{name}: {found.total / 1e9:.2f} GB of {DEVICES[at.device].memory / 1e9:.0f} GB")
     assert found.total <= DEVICES[at.device].memory
