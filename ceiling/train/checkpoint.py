@@ -30,7 +30,7 @@ def save_params(path: str | pathlib.Path, params) -> None:
     """Write a parameter tree to the new directory `path`."""
     path = pathlib.Path(path).absolute()
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax() as checkpointer:
             checkpointer.save(path, params)
         if jax.process_index() == 0:
             manifest.write(path, {"tree": described(params)})
@@ -53,7 +53,7 @@ def load_params(path: str | pathlib.Path, config: ModelConfig, mesh):
         unflatten(table(config)), param_shardings(config, mesh),
     )  # fmt: skip
     _same_tree(path, stored, described(target))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax() as checkpointer:
         return checkpointer.restore(path, target)
 
 
@@ -75,7 +75,7 @@ class Checkpoints:
         self.directory, self.identity, self.log = pathlib.Path(directory).absolute(), identity, log
         self.every_s, self.every_steps, self.keep = every_s, every_steps, keep
         self.saved_at = time.monotonic()
-        self._orbax, self._writer, self._failure = ocp.StandardCheckpointer(), None, None
+        self._orbax, self._writer, self._failure = _orbax(), None, None
 
     def __enter__(self):
         return self
@@ -187,6 +187,12 @@ class Checkpoints:
         older = [p.parent.name for p in sorted(self.directory.glob(f"*/{manifest.NAME}"))]
         rest = f"the same command continues from step {int(older[-1])}" if older else "there is no older one"
         return OSError(f"{home}: the checkpoint could not be written ({_reason(error)}); {rest}")
+
+
+def _orbax() -> ocp.StandardCheckpointer:
+    """Directories are made before `save` returns: where they cannot be, Orbax's own threads would wait for them for
+    many minutes after the error."""
+    return ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
 
 
 def described(tree) -> dict[str, list]:

@@ -20,7 +20,7 @@ from ceiling.model.config import PROJECTIONS, ModelConfig
 from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
-from ceiling.model.sharding import batch_sharding
+from ceiling.model.sharding import batch_sharding, put
 from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import executed_tokens, score
@@ -280,7 +280,7 @@ class Trainer:
         blank = jax.tree.map(np.zeros_like, batches[0].extra)  # an empty part has no example to name its extras
         batch = packing.stack([b if part else b.replace(extra=blank) for b, part in zip(batches, parts, strict=True)])
         if self.mesh.size > 1:
-            batch = jax.device_put(batch, batch_sharding(self.mesh, leading=1))
+            batch = put(batch, batch_sharding(self.mesh, leading=1))
         return batch, lengths
 
     def _policy(self, model: str) -> Policy:

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from ceiling import hosts
+
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, the same command continues
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,8 +30,8 @@ _watch: "watched | None" = None
 
 
 def asked() -> bool:
-    """Whether this process was asked to stop."""
-    return _watch is not None and _watch.asked
+    """Whether this process was asked to stop; on several hosts, whether any was, and all hear it in the same place."""
+    return hosts.anywhere(_watch is not None and _watch.asked)
 
 
 def check(where: str) -> None:

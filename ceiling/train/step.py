@@ -16,6 +16,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ceiling.model.config import unflatten
+from ceiling.model.sharding import put
 
 
 @flax.struct.dataclass
@@ -53,7 +54,7 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None, traina
         return state
     everywhere = NamedSharding(home.mesh, PartitionSpec())
     placed = lambda leaf: isinstance(leaf.sharding, NamedSharding)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf if placed(leaf) else jax.device_put(leaf, everywhere), state)
+    return jax.tree.map(lambda leaf: leaf if placed(leaf) else put(leaf, everywhere), state)
 
 
 def make_step(
