@@ -197,9 +197,7 @@ class _World:
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
         mesh, longest = self.mesh, sum(self.lengths)
         sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
-        out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh)}
-        if one.frozen:
-            out["update"]["logits"] *= 2  # the other model's beside the policy's
+        out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh, len(one.frozen))}
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(
                 configs[r.model], prompts=r.prompts, n=r.n, prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,

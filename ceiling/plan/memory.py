@@ -95,8 +95,11 @@ def local(config: ModelConfig, tensor: int) -> ModelConfig:
     return dataclasses.replace(config, **{name: share(name) for name in names})
 
 
-def update(config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict) -> dict[str, float]:
-    """What an update adds: gradients, the activations of one micro-batch with every row full, logits."""
+def update(
+    config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict, frozen: int = 0
+) -> dict[str, float]:
+    """What an update adds: gradients, the activations of one micro-batch with every row full, logits. frozen: models
+    that the loss runs beside the policy."""
     each = math.ceil(sequences / cfg["minibatches"] / cfg["microbatches"])
     rows = math.ceil(each / parts(mesh, BATCH))
     here = local(config, mesh["tensor"])
@@ -106,12 +109,14 @@ def update(config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: di
     working = two - one + cotangent if config.scan_layers else 0  # unrolled: freed as it is kept
     if mesh["fsdp"] > 1:
         whole, single = (dataclasses.replace(here, layers=n, param_dtype=here.compute_dtype) for n in (2, 1))
-        gathered = weights(whole, dict.fromkeys(mesh, 1)) - weights(single, dict.fromkeys(mesh, 1))
+        one = dict.fromkeys(mesh, 1)
+        gathered = weights(whole, one) - weights(single, one)
         working += 2 * gathered  # a layer's weights in whole, and the next one's on their way
+        working += (1 + frozen) * weights(single, one, {"embed", "head"})  # whole in every micro-batch
     return {
         "gradients": 2 * weights(config, mesh, trainable(config)),
         "activations": kept(here, rows, tokens) + working,
-        "logits": LOGITS * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
+        "logits": (1 + frozen) * LOGITS * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
     }  # fmt: skip
 
 

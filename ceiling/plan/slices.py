@@ -14,7 +14,9 @@ from ceiling.config import plain
 from ceiling.model.config import ModelConfig
 from ceiling.model.families import PRESETS
 from ceiling.model.sharding import mesh_over
+from ceiling.plan import memory
 from ceiling.plan.programs import Setting
+from ceiling.regimes import base as regimes
 
 PROGRAMS = ("sft", "distill", "grpo", "rlp", "prefill", "decode", "sampling", "score")
 PROMPT, RESPONSE, BATCH = 256, 512, dict(prompts_per_step=64, samples_per_prompt=8)
@@ -70,6 +72,26 @@ def setting(at: Slice) -> Setting:
     }
     mesh = mesh_over(devices(at.topology), at.data, at.fsdp, at.tensor)
     return Setting(model, mesh, {name: plain(arm) for name, arm in arms.items()}, PROMPT, RESPONSE)
+
+
+def planned(here: Setting, program: str) -> float | None:
+    """Bytes on one chip by the plan's formulas: what is held, and what the program adds. None for parts of others."""
+    model, mesh, cfg = here.model, dict(here.mesh.shape), next(iter(here.arms.values()))
+    held = memory.weights(model, mesh)
+    sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
+    if program == "score":
+        adds = memory.score(model, sequences=sequences, tokens=here.tokens, mesh=mesh)
+    elif program == "sampling":
+        adds = memory.sample(model, prompts=cfg["prompts_per_step"], n=cfg["samples_per_prompt"], mesh=mesh,
+                             prompt_tokens=PROMPT, max_tokens=RESPONSE, slots=cfg["slots"])  # fmt: skip
+    elif program in here.arms:
+        cfg, regime = here.arms[program], regimes.load(here.arms[program]["regime"])
+        frozen = regime.frozen(cfg)
+        held += memory.optimiser(model, cfg, mesh) + memory.slow_state(regime, model, cfg, mesh) + len(frozen) * held
+        adds = memory.update(model, cfg, sequences, here.tokens, mesh, frozen=len(frozen))
+    else:
+        return None
+    return held + sum(adds.values())
 
 
 def devices(topology: str) -> list:
