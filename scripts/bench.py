@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from absl import app, flags, logging
 
@@ -128,8 +129,8 @@ class Bench:
         return run
 
 
-def measure(size: str, repeats: int, rate: float) -> list[tuple]:
-    """(name, seconds, tokens/s, share of the matrix rate) per workload."""
+def measure(size: str, repeats: int, rate: float) -> Iterator[tuple]:
+    """(name, seconds, tokens/s, share of the matrix rate) per workload, as soon as each is measured."""
     from ceiling import ledger
 
     bench = Bench(size)
@@ -144,11 +145,9 @@ def measure(size: str, repeats: int, rate: float) -> list[tuple]:
         ("rollout", bench.rollout(), samples * NEW_TOKENS, sample),
         ("GRPO step", bench.grpo(), samples * NEW_TOKENS, sample + update),
     ]
-    out = []
     for name, work, tokens, flops in jobs:
         seconds = median_seconds(work, repeats)
-        out.append((f"{name}, {size}", seconds, tokens / seconds, flops / seconds / rate))
-    return out
+        yield f"{name}, {size}", seconds, tokens / seconds, flops / seconds / rate
 
 
 def first_step_seconds(size: str) -> float:
@@ -180,13 +179,13 @@ def main(_) -> None:
     print(f"{'work':28s} {'seconds':>9s} {'tokens/s':>10s} {'share of matrix rate':>21s}")
     for size in _SIZES.value:
         for name, seconds, tokens, share in measure(size, _REPEATS.value, rate):
-            print(f"{name:28s} {seconds:9.3f} {tokens:10.0f} {share:21.1%}")
+            print(f"{name:28s} {seconds:9.3f} {tokens:10.0f} {share:21.1%}", flush=True)
     if _START.value:
         for size in _SIZES.value:
             seconds, flops = first_step_seconds(size), first_step_flops(size)
             tokens = WORK[size]["sft_rows"] * SFT_TOKENS
             name = f"start to first step, {size}"
-            print(f"{name:28s} {seconds:9.2f} {tokens / seconds:10.0f} {flops / seconds / rate:21.2%}")
+            print(f"{name:28s} {seconds:9.2f} {tokens / seconds:10.0f} {flops / seconds / rate:21.2%}", flush=True)
 
 
 if __name__ == "__main__":
