@@ -80,7 +80,7 @@ def arms() -> dict:
 
 def fit(config, model: str, device: str) -> None:
     """Mesh, micro-batches and slots that `--plan` finds room for. On several devices the key/value heads are divided
-    first: sampling is shared out over them, not over rows."""
+    first: divided over fsdp, a decode step would gather every layer's weights for few rows."""
     kind, _, count = device.partition("-")
     devices = int(count or 1)
     tensor = min(devices, MODELS[model][2])
