@@ -20,6 +20,8 @@ def main() -> None:
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing; name the run directory")
     result = ceiling.run(_CONFIG.value, _WORKDIR.value)
+    if result is None:  # one of several hosts, and not the one that reports
+        return
     for row in result.verdicts:
         print(f"{row['arm']:12s} {row['group']:24s} {row['verdict']:13s} {row['reason']}")
     print(f"report: {result.report}")

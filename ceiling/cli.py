@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 import ceiling
+from ceiling import hosts
 from ceiling.train import signals
 
 
@@ -25,7 +26,7 @@ def start(command: Callable[[], None], required: list[str]) -> None:
             sys.exit(signals.EXIT_CODE)
         except (ceiling.ConfigError, RuntimeError, ValueError, OSError) as error:
             print(f"ceiling: {error}", file=sys.stderr)
-            sys.exit(2)
+            hosts.end(2)
 
     flags.mark_flags_as_required(required)
     app.run(main, flags_parser=parse)

@@ -14,6 +14,7 @@ Example:
     result = ceiling.run(config, "runs/mine")
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -24,7 +25,7 @@ import shutil
 import threading
 import time
 
-from ceiling import results, schema, workers
+from ceiling import hosts, results, schema, workers
 from ceiling.config import ConfigError, digest
 from ceiling.data import sources
 from ceiling.logs import Progress
@@ -109,22 +110,33 @@ def evaluation_settings(config: dict, draw: int) -> dict:
     return {**_world(config), "eval": {**_sampling(config), "draw": draw}}
 
 
-def run(config, workdir) -> results.Result:
-    """Run the whole experiment, or what is left of it, and return its tables.
+def run(config, workdir) -> results.Result | None:
+    """Run the whole experiment, or what is left of it, and return its tables (None on all hosts but the first).
 
     config: as from `get_config` or `defaults`; workdir: the run directory, made if missing. Raises
     ConfigError before anything compiles, RuntimeError if a stage fails or the directory is in use, signals.Stopped
     if the process is asked to stop: everything done is saved then, and the same call continues.
     """
     config = schema.validate(config)
+    with hosts.joined(config["hosts"], harmless=(signals.Stopped,)):
+        return _run(config, pathlib.Path(workdir))
+
+
+def _run(config: dict, workdir: pathlib.Path) -> results.Result | None:
+    hosts.same({"code": hosts.code_version(), "config": {k: v for k, v in config.items() if k != "hosts"},
+                "data": _fingerprints(config)["data"]["sha256"]})  # fmt: skip
     schema.check_against_task(config, schema.load_task(config))
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    hosts.check_mesh(config["mesh"])
+    leader = hosts.leader()
+    if leader:
+        workdir.mkdir(parents=True, exist_ok=True)
     stages = plan(config)
     grace_s = config["checkpoint"]["grace_s"]
-    with locked(workdir), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
-        planned = {stage.directory(workdir) for stage in stages}
-        _tidy(workdir, planned, progress)
+    lock = locked(workdir) if leader else contextlib.nullcontext()
+    with lock, signals.watched(grace_s), Progress(len(stages), workdir, silent=not leader) as progress:
+        hosts.shared(workdir)
+        if leader:
+            _tidy(workdir, {stage.directory(workdir) for stage in stages}, progress)
         began = time.time()
         priors = {stage.seed: stage.directory(workdir) for stage in stages if stage.kind == "prior"}
 
@@ -138,8 +150,9 @@ def run(config, workdir) -> results.Result:
             return result
 
         with _Background(lambda: write(False), config["report"]["every_s"]) as interim:
-            workers.execute(stages, workdir, config["workers"], progress, interim.wanted, pointless, grace_s)
-        result = write(True)
+            finished = interim.wanted if leader else lambda *_: None
+            workers.execute(stages, workdir, config["workers"], progress, finished, pointless, grace_s)
+        result = write(True) if leader else None
         progress.log(f"finished: {time.time() - began:.0f} s in this call")
     return result
 

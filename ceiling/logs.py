@@ -1,5 +1,6 @@
 """Progress of a run: a live table on a terminal, plain lines without control characters elsewhere."""
 
+import os
 import pathlib
 import sys
 import time
@@ -13,15 +14,17 @@ QUIET_S = 30.0  # plain mode: at most one progress line per stage in this time
 
 class Progress:
     """Shows stages as they start, move and finish. `log` prints a line in either mode, and every line is
-    kept in workdir/log.txt."""
+    kept in workdir/log.txt. silent: nothing is printed or kept (another host reports)."""
 
-    def __init__(self, stages: int, workdir: pathlib.Path, stream=None):
-        self.stream = stream or sys.stdout
+    def __init__(self, stages: int, workdir: pathlib.Path, stream=None, silent: bool = False):
+        self.stream, path = stream or sys.stdout, pathlib.Path(workdir) / "log.txt"
+        if silent:
+            path, self.stream = os.devnull, open(os.devnull, "w")  # noqa: SIM115 - closed in __exit__
         self.total, self.done, self.began = stages, 0, time.time()
         self.running: dict[str, dict] = {}
         self._printed: dict[str, float] = {}
         self._work = 0.0  # stages done in this call, for the estimate of the time left
-        self.file = open(pathlib.Path(workdir) / "log.txt", "a")  # noqa: SIM115 - closed in __exit__
+        self.file = open(path, "a")  # noqa: SIM115 - closed in __exit__
         self.live = None
         if self.stream.isatty():
             self.live = Live(console=Console(file=self.stream), get_renderable=self._table, refresh_per_second=4)

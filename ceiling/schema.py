@@ -62,6 +62,13 @@ CHECKPOINT = Section(
     keep=number(2, whole=True, low=1, doc="newest checkpoints kept; a damaged one falls back to the one before"),
     grace_s=number(25, low=0, high=86_400, doc="seconds from SIGTERM to the end, saved or not"),
 )
+HOSTS = Section(
+    processes=number(1, whole=True, low=0, doc="processes of this run, one command each; 0: as the launcher says"),
+    process=number(-1, whole=True, low=-1, doc="which of them this is, from 0; -1: as the launcher says"),
+    coordinator=text("", doc="HOST:PORT of process 0; empty: as the launcher (Slurm, Cloud TPU, ...) says"),
+    start_timeout_s=number(300, low=1, high=86_400, doc="seconds until all processes must have come"),
+    heartbeat_timeout_s=number(100, low=1, high=86_400, doc="seconds of silence after which a process counts as gone"),
+)
 PLAN = Section(
     device=text("h100", choices=tuple(DEVICES), doc="what `--plan` plans for; changes nothing of a run"),
     mfu=number(0.35, low=1e-3, high=1, doc="share of the device's peak that training reaches"),
@@ -88,7 +95,7 @@ def section(config) -> Section:
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
-        plan=PLAN, checkpoint=CHECKPOINT,
+        plan=PLAN, checkpoint=CHECKPOINT, hosts=HOSTS,
         report=Section(
             every_s=number(90, low=0, doc="seconds between updates of the report while running"),
             pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
@@ -128,6 +135,11 @@ def validate(config) -> dict:
     architecture(config["model"], vocab_size=1)  # its own checks
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
+    if config["hosts"]["processes"] != 1 and config["workers"] != 1:
+        raise ConfigError(
+            f"config.workers={config['workers']} with config.hosts.processes={config['hosts']['processes']}: a run on "
+            "several hosts works on one stage at a time; set workers to 1"
+        )
     n, k = config["eval"]["n"], config["eval"]["verdict_k"]
     if 2 * k > n:
         raise ConfigError(

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from ceiling import hosts, schema
 from ceiling import ledger as accounts
-from ceiling import schema
 from ceiling.evals import sample as evaluation
 from ceiling.evals.records import Samples
 from ceiling.model import hf, source
@@ -76,7 +76,8 @@ class Context:
         return self.out / UNFINISHED
 
     def write_json(self, name: str, value) -> None:
-        (self.out / name).write_text(json.dumps(value))
+        if hosts.leader():
+            (self.out / name).write_text(json.dumps(value))
 
 
 def load_policy(directory: pathlib.Path, model: ModelConfig, mesh) -> Policy:
@@ -188,8 +189,9 @@ def _train(context: Context, trainer: Trainer):
         context.write_json("adapters.json", {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha,
                                              "lora_targets": list(config.lora_targets)})  # fmt: skip
     context.write_json("ledger.json", trained.ledger.to_json())
-    with open(context.out / "metrics.jsonl", "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in trained.curve)
+    if hosts.leader():
+        with open(context.out / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in trained.curve)
     return trained
 
 
@@ -207,7 +209,8 @@ def evaluate(context: Context) -> None:
         top_p=s["top_p"], slots=s["slots"], ledger=ledger, store=context.unfinished / "records",
         max_verifier_errors=s["max_verifier_errors"], report=report,
     )  # fmt: skip
-    samples.save(context.out / "records.parquet")
+    if hosts.leader():
+        samples.save(context.out / "records.parquet")
     if s["likelihood_samples"]:
         _likelihood(context, samples, policy, ledger, min(s["likelihood_samples"], s["n"]))
     context.write_json("ledger.json", ledger.to_json())

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from ceiling import hosts
 from ceiling.train import signals
 
 UNFINISHED = "unfinished"  # folder of a stage for what a later call continues from; gone from a complete one
@@ -34,9 +35,9 @@ def execute(
     """Run every stage whose output is missing. finished(stage, pending) is called after each; pointless(stage) is
     asked again before each start, and what it holds for is left out; grace_s: how long a worker that is asked to stop
     may take. Raises signals.Stopped if that leaves something undone."""
-    waiting = []
-    for stage in stages:
-        if stage.directory(workdir).exists():
+    waiting, finished_before = [], hosts.led(lambda: [stage.directory(workdir).exists() for stage in stages])
+    for stage, there in zip(stages, finished_before, strict=True):
+        if there:
             progress.skip(stage.name)
         else:
             waiting.append(stage)
@@ -56,17 +57,13 @@ def job(stage, workdir: pathlib.Path) -> dict:
 
 
 def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None]) -> None:
-    """Run one job here; its output directory appears complete or not at all."""
+    """Run one job here; its output directory appears complete or not at all. On several hosts the leader makes it."""
     from ceiling import stages  # imports jax: only the process that computes pays for it
 
     out = pathlib.Path(job["out"])
     temporary = out.with_name(out.name + ".tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    for path in temporary.iterdir():  # of an earlier call, all but what it may continue from
-        if path.is_dir() and path.name != UNFINISHED:
-            shutil.rmtree(path)
-        elif not path.is_dir():
-            path.unlink()
+    if hosts.leader():
+        _clear(temporary)
     needs = {name: pathlib.Path(path) for name, path in job["needs"].items()}
     last = 0.0
 
@@ -81,14 +78,29 @@ def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None
         job["settings"], job["how"], out.name, needs, temporary, thinned, lambda line: log(f"{job['name']}: {line}")
     ))  # fmt: skip
     record = {key: job[key] for key in ("name", "settings", "how")} | {"seconds": time.perf_counter() - began}
-    (temporary / "stage.json").write_text(json.dumps(record, indent=1))
-    temporary.rename(out)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # not before: a kill just now must lose nothing
+
+    def complete() -> None:
+        (temporary / "stage.json").write_text(json.dumps(record, indent=1))
+        temporary.rename(out)
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # not before: a kill just now must lose nothing
+
+    hosts.led(complete)
+    hosts.seen(out / "stage.json")
+
+
+def _clear(temporary: pathlib.Path) -> None:
+    """The directory of a stage in progress, with nothing of an earlier call but what it may continue from."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    for path in temporary.iterdir():
+        if path.is_dir() and path.name != UNFINISHED:
+            shutil.rmtree(path)
+        elif not path.is_dir():
+            path.unlink()
 
 
 def _in_process(waiting, workdir, progress, finished, pointless) -> None:
     for i, stage in enumerate(waiting):
-        if pointless(stage):
+        if hosts.led(lambda stage=stage: pointless(stage)):
             progress.drop(stage.name)
             continue
         signals.check(f"before {stage.name}")

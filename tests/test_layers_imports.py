@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "ceiling"
 ORDER = ["config", "data", "tasks", "model", "rollout", "regimes", "train", "evals", "report"]
-FOR_ALL = {"ledger", "version", "logs", "devices"}  # readable by every room; they read nothing but each other
+FOR_ALL = {"ledger", "version", "logs", "devices", "hosts"}  # readable by every room; they read nothing but each other
 # What ties the rooms together and may read them all.
 OUTSIDE = {"", "__main__", "schema", "experiment", "stages", "results", "workers", "plan", "export", "cli", "evaluate"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ceiling import hosts
 from ceiling import ledger as accounts
 from ceiling.data.packing import Example
 from ceiling.evals.records import Recorder, Samples
@@ -49,13 +50,13 @@ def evaluate(
     for start in range(0, len(problems), per_call):
         here = problems[start : start + per_call]
         path = store and pathlib.Path(store) / f"{start:06d}.parquet"
-        if path and path.exists():
+        if path and hosts.led(path.exists):
             part = Samples.load(path)
         else:
             sampling = dict(n=n, seed=seed, temperature=temperature, top_p=top_p, slots=slots)
             part = _chunk(policy, verify, here, start, sampling, chunk_requests, meta)
             check_errors(task, part.matrix("outcome").ravel(), max_verifier_errors)
-            if path:
+            if path and hosts.leader():
                 part.save(path)
         if ledger is not None:
             ledger.merge(accounts.Ledger.from_json(part.meta["ledger"]))
@@ -128,8 +129,6 @@ def accuracy(policy: Policy, task: Task, problems, *, forced: str, n: int, seed:
         policy, [encode(p.prompt + forced) for p in problems], n=n, seed=seed,
         max_new_tokens=task.max_response_tokens - len(encode(forced)), problem_ids=[p.id for p in problems],
     )  # fmt: skip
-    right = [
-        verify(p, forced + task.tokenizer.decode(out.response(i, j))).outcome is Outcome.RIGHT
-        for i, p in enumerate(problems) for j in range(n)
-    ]  # fmt: skip
-    return float(np.mean(right))
+    decode = task.tokenizer.decode
+    responses = [(p, forced + decode(out.response(i, j))) for i, p in enumerate(problems) for j in range(n)]
+    return float(np.mean([verdict.outcome is Outcome.RIGHT for verdict in verify.many(responses)]))

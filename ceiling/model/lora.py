@@ -19,7 +19,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 
 from ceiling.model.config import ModelConfig, draw, table, unflatten
-from ceiling.model.sharding import param_shardings
+from ceiling.model.sharding import param_shardings, put
 
 
 def trainable(config: ModelConfig) -> frozenset[str]:
@@ -39,7 +39,7 @@ def add_lora(params: dict, config: ModelConfig, key: jax.Array) -> dict:
     home = flat["embed"].sharding
     if isinstance(home, NamedSharding):
         shardings = traverse_util.flatten_dict(param_shardings(config, home.mesh), sep="/")
-        fresh = {path: jax.device_put(leaf, shardings[path]) for path, leaf in fresh.items()}
+        fresh = {path: put(leaf, shardings[path]) for path, leaf in fresh.items()}
     return unflatten(flat | fresh)
 
 

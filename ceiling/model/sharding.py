@@ -122,4 +122,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def place(params, config: ModelConfig, mesh: Mesh):
     """Parameters laid out over the mesh by the rule table."""
-    return jax.device_put(params, param_shardings(config, mesh))
+    return put(params, param_shardings(config, mesh))
+
+
+def put(tree, shardings):
+    """Arrays that this process holds whole, laid out by `shardings` (one, or a tree of them). On several hosts every
+    process brings the same values and places the parts of its own devices; nothing is sent."""
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+
+    def own_parts(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(own_parts, tree, jax.tree.broadcast(shardings, tree))

@@ -12,7 +12,7 @@ import numpy as np
 from ceiling.data.packing import Example, pack
 from ceiling.model.config import ModelConfig
 from ceiling.model.sequences import Forward
-from ceiling.model.sharding import BATCH, batch_sharding, constrain, mesh_of, parts
+from ceiling.model.sharding import BATCH, batch_sharding, constrain, mesh_of, parts, put
 
 BATCH_SEQUENCES = 256  # most rows of a batch on one part of the mesh
 BATCH_BYTES = 1 << 30  # of a layer's working set there: long rows make smaller batches
@@ -34,7 +34,7 @@ def score(
         batch = pack(part, sequences=rows, max_tokens=max_tokens, row_tokens=max_tokens, rows=rows)
         masks = batch.mask_BT > 0
         if mesh is not None:
-            batch = jax.device_put(batch, batch_sharding(mesh))
+            batch = put(batch, batch_sharding(mesh))
         logp_BT, entropy_BT = jax.device_get(_score(params, batch, temperature, config=config, entropy=entropy))
         logprobs += [logp_BT[b, masks[b]] for b in range(len(part))]
         entropies += [entropy_BT[b, masks[b]] for b in range(len(part))]

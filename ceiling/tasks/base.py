@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import ceiling.tasks
+from ceiling import hosts
 from ceiling.config import ConfigError
 
 
@@ -141,7 +142,7 @@ class Verifier:
 
     A verifier that raises is an ERROR verdict, counted; the caller decides when there are too many. A task
     whose verdicts cost more than a parse has `verify_many(items) -> verdicts`, which gets a whole batch at once
-    (a process pool with a deadline).
+    (a process pool with a deadline). On several hosts the first alone judges, and the others hear of it.
     """
 
     def __init__(self, task: Task):
@@ -155,17 +156,24 @@ class Verifier:
         """Verdicts on (problem, response) pairs, in order."""
         keys = [(problem.id, response) for problem, response in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
-        if hasattr(self.task, "verify_many"):
-            self._known |= zip(new, self.task.verify_many(list(new.values())), strict=True)
-        else:
-            self._known |= {key: self._one(*item) for key, item in new.items()}
+        fresh = hosts.led(lambda: [_fields(verdict) for verdict in self._judge(list(new.values()))])
+        self._known |= {key: Verdict(Outcome(fields[0]), *fields[1:]) for key, fields in zip(new, fresh, strict=True)}
         return [self._known[key] for key in keys]
+
+    def _judge(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
+        if hasattr(self.task, "verify_many"):
+            return self.task.verify_many(items)
+        return [self._one(*item) for item in items]
 
     def _one(self, problem: Problem, response: str) -> Verdict:
         try:
             return self.task.verify(problem, response)
         except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
             return Verdict(Outcome.ERROR)
+
+
+def _fields(verdict: Verdict) -> tuple:
+    return tuple(getattr(verdict, field.name) for field in dataclasses.fields(Verdict))
 
 
 def check_errors(task: Task, outcomes, limit: float) -> None:

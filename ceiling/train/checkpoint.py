@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 
+from ceiling import hosts
 from ceiling.model.config import ModelConfig, table, unflatten
 from ceiling.model.sharding import param_shardings
 from ceiling.train import manifest
@@ -92,7 +93,7 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         if self.every_steps:
             return step % self.every_steps == 0
-        return time.monotonic() - self.saved_at >= self.every_s
+        return hosts.led(lambda: time.monotonic() - self.saved_at >= self.every_s)
 
     def save(self, step: int, state, host: dict) -> pathlib.Path:
         """Write a checkpoint of `step` in the background. host: plain JSON. Raises OSError, in one line, if this or
@@ -125,23 +126,30 @@ class Checkpoints:
         """(state, host) of the newest good step, in the layout of `like` (arrays or ShapeDtypeStructs with shardings),
         or None. `like` is freed once a step is chosen: two states need not fit. Steps that are damaged or
         unfinished are removed, with a line each; one of another identity, shape or dtype is a ValueError."""
+        about = hosts.led(self._newest)
+        if about is None:
+            return None
+        home = self.directory / f"{about['step']:08d}"
+        self._refuse_another(home, about, like)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        for leaf in jax.tree.leaves(like):
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        state = self._orbax.restore(home / "state", target)
+        self.log(f"continues from step {about['step']}")
+        return state, json.loads((home / "host.json").read_text())
+
+    def _newest(self) -> dict | None:
+        """What the manifest of the newest good step says; newer ones, which are not, are removed."""
         for home in self._steps():
             try:
                 about = manifest.read(home)
                 if about.get("step") != int(home.name):
                     raise manifest.Damaged(f"it holds step {about.get('step')}")
+                return about
             except manifest.Damaged as error:
                 self.log(f"checkpoint {home} is not used: {error}")
                 shutil.rmtree(home, ignore_errors=True)
-                continue
-            self._refuse_another(home, about, like)
-            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-            for leaf in jax.tree.leaves(like):
-                if isinstance(leaf, jax.Array):
-                    leaf.delete()
-            state = self._orbax.restore(home / "state", target)
-            self.log(f"continues from step {about['step']}")
-            return state, json.loads((home / "host.json").read_text())
         return None
 
     def _steps(self) -> list[pathlib.Path]:

@@ -1,0 +1,151 @@
+"""One run in two processes: the same numbers as in one, and no process outlives another (H1, H2, H3, H4, R2)."""
+
+import importlib.util
+import json
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import ceiling
+from ceiling import hosts, schema
+from ceiling.evals.records import Samples
+from ceiling.model.sharding import make_mesh
+from ceiling.stages import load_policy
+
+_spec = importlib.util.spec_from_file_location("hosts_conftest", pathlib.Path(__file__).parent / "conftest.py")
+runs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runs)
+
+pytestmark = pytest.mark.slow
+NOTICED_S = 30  # the heartbeat time-out of these runs
+STAGES = ("prior", "grpo", "sft", "base.evaluate", "grpo.evaluate", "sft.evaluate", "base_redraw.evaluate")
+
+
+def wait_for(workdir, pattern, processes):
+    """Until a file exists, or one of the processes has ended."""
+    while not any(workdir.glob(pattern)):
+        assert all(process.poll() is None for process in processes), runs.end(processes)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def together(lab_config):
+    """The same run in two processes of one device each, which is asked to stop once and killed once before it ends:
+    (run directory, {what was done: what both processes then did})."""
+    workdir, seen = lab_config.parent / "together", {}
+    two = runs.start_two(lab_config, workdir)
+    wait_for(workdir, "stages/*/prior/*.tmp/unfinished/checkpoints/*/manifest.json", two)
+    two[1].send_signal(signal.SIGTERM)
+    seen["asked"] = runs.end(two)
+
+    two = runs.start_two(lab_config, workdir)
+    wait_for(workdir, "stages/*/grpo/*.tmp/unfinished/checkpoints/*/manifest.json", two)
+    two[1].kill()
+    killed = time.monotonic()
+    (code, out, errors), _ = runs.end(two)
+    seen["killed"] = code, errors, time.monotonic() - killed
+
+    seen["finished"] = runs.end(runs.start_two(lab_config, workdir))
+    return workdir, seen
+
+
+def test_a_process_that_is_asked_to_stop_stops_all_and_everything_is_saved(together):
+    for code, _, errors in together[1]["asked"]:
+        assert code == 75 and "the same command continues" in errors, errors
+
+
+def test_a_killed_process_ends_the_other_within_the_time_out_by_name(together):
+    code, errors, seconds = together[1]["killed"]
+    assert code == hosts.FAILED and "ceiling: process 1 of 2 is gone" in errors, errors
+    assert seconds < NOTICED_S
+
+
+def test_the_restarted_run_ends_and_only_the_leader_reports(together):
+    (code, out, errors), (other_code, other_out, other_errors) = together[1]["finished"]
+    assert (code, other_code) == (0, 0), errors + other_errors
+    assert "report:" in out and "report:" not in other_out
+    assert "continues from step" in (together[0] / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_processes_give_the_numbers_of_one(name, alone, together, lab_config):
+    """Parameters, curves, ledgers (but for seconds) and judged samples."""
+    (one,), (two,) = ([*(home / "stages" / "seed1" / name).iterdir()] for home in (alone, together[0]))
+    assert one.name == two.name, "stages are the same, so is their identity"
+    ledgers = [json.loads((home / "ledger.json").read_text()) for home in (one, two)]
+    for ledger in ledgers:
+        for entry in ledger["entries"]:
+            entry.pop("seconds")
+    assert ledgers[0] == ledgers[1]
+    if (one / "records.parquet").exists():
+        samples = [Samples.load(home / "records.parquet") for home in (one, two)]
+        assert np.array_equal(samples[0].counts, samples[1].counts)
+        for column in ("outcome", "lengths"):
+            values = [s.matrix(column) if column == "outcome" else s.lengths for s in samples]
+            assert np.array_equal(*values), column
+        return
+    config = schema.validate(_configuration(lab_config))
+    model = schema.architecture(config["model"], schema.load_task(config).tokenizer.vocab_size)
+    params = [jax.tree.leaves(load_policy(home, model, make_mesh()).params) for home in (one, two)]
+    for a, b in zip(*params, strict=True):
+        np.testing.assert_array_equal(a, b)
+    curves = [[json.loads(line) for line in open(home / "metrics.jsonl")] for home in (one, two)]
+    assert curves[0] == curves[1]
+
+
+def _configuration(path):
+    spec = importlib.util.spec_from_file_location("lab_of_hosts", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_another_configuration_on_one_host_is_refused_with_both_values(lab_config, tmp_path):
+    two = runs.start_two(lab_config, tmp_path, own=((), ("--config.arms.sft.lr=0.5",)))
+    for code, _, errors in runs.end(two):
+        assert code == 2
+        assert "process 1 of 2 differs from process 0: config.arms.sft.lr is 0.5 there, 0.01 at process 0" in errors
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.parametrize("present, line", [
+    (0, "process 1 of 2 did not come within 1 s (here: 0)"),
+    (1, "process 1 of 2 did not reach process 0 at localhost:"),
+])  # fmt: skip
+def test_a_process_that_does_not_come_is_named(present, line, lab_config, tmp_path):
+    ((code, _, errors),) = runs.end(
+        runs.start_two(lab_config, tmp_path, "--config.hosts.start_timeout_s=1", ranks=(present,))
+    )
+    assert code == 2 and f"ceiling: {line}" in errors, errors
+
+
+@pytest.mark.parametrize("settings, line", [
+    (dict(processes=2, process=2, coordinator="h:9"), "config.hosts.process=2 must be below config.hosts.processes=2"),
+    (dict(processes=2, process=0, coordinator="h"), "config.hosts.coordinator='h' must be HOST:PORT"),
+    (dict(processes=2, process=0), "config.hosts.coordinator is not set"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(settings, line, lab_config, tmp_path):
+    config = _configuration(lab_config)
+    config.hosts.update(settings)
+    with pytest.raises(ValueError, match=line.replace("(", r"\(")):
+        ceiling.run(config, tmp_path)
+
+
+def test_one_stage_at_a_time_on_several_hosts(lab_config):
+    config = _configuration(lab_config)
+    config.hosts.processes, config.workers = 2, 2
+    with pytest.raises(ceiling.ConfigError, match="config.workers=2 with config.hosts.processes=2"):
+        schema.validate(config)
+
+
+def test_the_code_of_two_hosts_is_told_apart_by_a_changed_byte(monkeypatch, tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "hosts.py"))
+    before = hosts.code_version()
+    assert before == hosts.code_version()
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert hosts.code_version() != before
