@@ -139,3 +139,64 @@ def toy():
         models={"teacher": teacher, "reference": reference, "ema": ema}, slow_logprobs=slow_logprobs,
         load=base.load, model_of=model_of, fresh=fresh,
     )  # fmt: skip
+
+
+def brute_advantages(rewards_NG, kind):
+    out = np.zeros(np.shape(rewards_NG))
+    N, G = out.shape
+    flat = [r for row in rewards_NG for r in row]
+    for i, row in enumerate(rewards_NG):
+        row = [float(r) for r in row]
+        mean = sum(row) / G
+        for j, r in enumerate(row):
+            others = row[:j] + row[j + 1 :]
+            if kind == "group_std":
+                out[i, j] = (r - mean) / ((sum((x - mean) ** 2 for x in row) / (G - 1)) ** 0.5 + 1e-4)
+            elif kind == "group_mean":
+                out[i, j] = r - mean
+            elif kind == "leave_one_out":
+                out[i, j] = r - sum(others) / len(others)
+            elif kind == "batch_whitened":
+                whole = sum(flat) / (N * G)
+                std = (sum((x - whole) ** 2 for x in flat) / (N * G - 1)) ** 0.5
+                out[i, j] = (r - whole) / (std + 1e-4)
+            elif kind == "best_of_group" and j == row.index(max(row)):
+                out[i, j] = r - max(others)
+    return out
+
+
+def brute_loss(logp, old, ref, advantage, mask, *, ratio, aggregation, clip_low, clip_high, kl, beta, max_tokens):
+    """The loss of methods 2.1, one token at a time in float64."""
+    per_row, lengths = [], []
+    for i in range(len(mask)):
+        active = [t for t in range(mask.shape[1]) if mask[i, t]]
+        if not active:
+            continue
+        differences = [float(logp[i, t]) - float(old[i, t]) for t in active]
+        geometric = np.exp(sum(differences) / len(active))
+        terms = []
+        for t, difference in zip(active, differences, strict=True):
+            rho = geometric if ratio == "sequence" else np.exp(difference)
+            clipped = rho
+            if clip_low is not None:
+                clipped = max(clipped, 1 - clip_low)
+            if clip_high is not None:
+                clipped = min(clipped, 1 + clip_high)
+            term = -min(rho * advantage[i], clipped * advantage[i])
+            if kl is not None:
+                delta = float(ref[i, t]) - float(logp[i, t])
+                term += beta * {"k1": -delta, "k2": delta**2 / 2, "k3": np.exp(delta) - 1 - delta}[kl]
+            terms.append(term)
+        per_row.append(terms)
+        lengths.append(len(active))
+    if aggregation == "sequence_mean_token_mean":
+        return sum(np.mean(t) for t in per_row), len(per_row)
+    if aggregation == "token_mean":
+        return sum(map(sum, per_row)), sum(lengths)
+    return sum(map(sum, per_row)), len(per_row) * max_tokens
+
+
+@pytest.fixture(scope="session")
+def formulas():
+    """GRPO's advantages and loss, written out."""
+    return types.SimpleNamespace(advantages=brute_advantages, loss=brute_loss)
