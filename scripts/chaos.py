@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 
+KILL_AFTER_CPU_S = 0.2, 3.0  # about where a run's first step is, and some steps or stages further
 BEGIN, END = "<!-- chaos -->", "<!-- /chaos -->"
 
 
@@ -49,8 +50,9 @@ def config(arms: list[str]):
     return out
 
 
-def in_child(work, *, kill_after_s: float | None = None) -> int | None:
-    """Run work() in a fork, its output on its standard error's file; its exit code, or None if it was killed."""
+def in_child(work, *, kill_after_cpu_s: float | None = None) -> int | None:
+    """Run work() in a fork; its exit code, or None if it was killed. The moment is counted in processor seconds of the
+    fork, so that a busy machine does not move it."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -59,16 +61,21 @@ def in_child(work, *, kill_after_s: float | None = None) -> int | None:
         except BaseException as error:  # noqa: BLE001 - a fork must never return into the caller
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(code)
-    deadline = None if kill_after_s is None else time.monotonic() + kill_after_s
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if deadline is not None and time.monotonic() >= deadline:
+        if kill_after_cpu_s is not None and cpu_s(child) >= kill_after_cpu_s:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return None
         time.sleep(0.002)
+
+
+def cpu_s(process: int) -> float:
+    """Processor seconds of a process so far, from /proc."""
+    fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(workdir: pathlib.Path, arms: list[str]) -> None:
@@ -166,18 +173,15 @@ def chaos(workdir: pathlib.Path, kills: int, seed: int, arms: list[str]) -> tupl
     draw = random.Random(seed)
     reference, live = workdir / "reference", workdir / "live"
     hits, wrong, facts = collections.Counter(), [], {"runs": 0}
-    began = time.monotonic()
     if in_child(lambda: run(reference, arms)) != 0:  # compiles what all the others take from the cache
         return hits, ["the uninterrupted run failed"], facts
-    longest = 0.2 * (time.monotonic() - began)
-    print(f"uninterrupted, compiling: {5 * longest:.0f} s", flush=True)
     while hits.total() < kills or live.exists():
-        # Early enough to hit every stage, late enough to get on from one to the next.
-        after = draw.uniform(0.05 * longest, longest) if hits.total() < kills else None
-        code = in_child(lambda: run(live, arms), kill_after_s=after)
+        after = draw.uniform(*KILL_AFTER_CPU_S) if hits.total() < kills else None
+        code = in_child(lambda: run(live, arms), kill_after_cpu_s=after)
         if code is None:
             hits[struck(live)] += 1
             wrong += torn(live)
+            print(f"kill {hits.total()}: {struck(live)}", flush=True)
         elif code != 0:
             wrong.append(f"a rerun ended with code {code}")
             break

@@ -13,7 +13,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ARMS = "grpo,rlp"  # rollouts, and a slow copy of the parameters beside them
+ARMS = "rlp"  # rollouts, and a slow copy of the parameters beside them
 CONFIG = f"""
 import importlib.util
 spec = importlib.util.spec_from_file_location("chaos", {str(ROOT / "scripts/chaos.py")!r})
@@ -23,7 +23,7 @@ spec.loader.exec_module(chaos)
 def get_config(variant=""):
     return chaos.config({ARMS.split(",")!r})
 """
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the kills are dealt to forks")
+pytestmark = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="the kills are timed by /proc")
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,16 @@ def test_r2_sigterm_to_the_command_and_its_workers_ends_with_75_and_the_same_num
         os.killpg(pid, signal.SIGTERM)
 
     stopped(2, "start   seed1/prior", twice_to_all)
-    stopped(1, "start   seed1/grpo", lambda pid: os.kill(pid, signal.SIGTERM))
+    stopped(1, "start   seed1/rlp", lambda pid: os.kill(pid, signal.SIGTERM))
     child = command(2)
     output, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors[-2000:]
     assert "continues from step" in output and not list(workdir.glob("stages/**/unfinished"))
-    one, two = chaos.outcome(workdir / "reference"), chaos.outcome(workdir)
+    one, two = (without_padding(chaos.outcome(directory)) for directory in (workdir / "reference", workdir))
     assert one == two and len(one) > 20
+
+
+def without_padding(outcome):
+    """chaos.py evaluates a few samples at a time, the command as many as fit: idle slots differ, nothing else may."""
+    return {name: re.sub(r'"executed_tokens": \d+', "", text) if name.endswith("evaluate ledger") else text
+            for name, text in outcome.items()}  # fmt: skip
