@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -73,6 +74,12 @@ def end(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[i
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def runs():
+    return types.SimpleNamespace(start=start, start_two=start_two, end=end, environment=environment,
+                                 free_port=free_port, root=ROOT)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

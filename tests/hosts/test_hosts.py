@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import pathlib
 import signal
 import time
 
@@ -16,37 +15,33 @@ from ceiling.evals.records import Samples
 from ceiling.model.sharding import make_mesh
 from ceiling.stages import load_policy
 
-_spec = importlib.util.spec_from_file_location("hosts_conftest", pathlib.Path(__file__).parent / "conftest.py")
-runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runs)
-
 pytestmark = pytest.mark.slow
 NOTICED_S = 30  # the heartbeat time-out of these runs
 STAGES = ("prior", "grpo", "sft", "base.evaluate", "grpo.evaluate", "sft.evaluate", "base_redraw.evaluate")
 
 
-def wait_for(workdir, pattern, processes):
-    """Until a file exists, or one of the processes has ended."""
+def wait_for(runs, workdir, pattern, processes):
+    """Until a file exists; no process may end before."""
     while not any(workdir.glob(pattern)):
         assert all(process.poll() is None for process in processes), runs.end(processes)
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
-def together(lab_config):
+def together(runs, lab_config):
     """The same run in two processes of one device each, which is asked to stop once and killed once before it ends:
     (run directory, {what was done: what both processes then did})."""
     workdir, seen = lab_config.parent / "together", {}
     two = runs.start_two(lab_config, workdir)
-    wait_for(workdir, "stages/*/prior/*.tmp/unfinished/checkpoints/*/manifest.json", two)
+    wait_for(runs, workdir, "stages/*/prior/*.tmp/unfinished/checkpoints/*/manifest.json", two)
     two[1].send_signal(signal.SIGTERM)
     seen["asked"] = runs.end(two)
 
     two = runs.start_two(lab_config, workdir)
-    wait_for(workdir, "stages/*/grpo/*.tmp/unfinished/checkpoints/*/manifest.json", two)
+    wait_for(runs, workdir, "stages/*/grpo/*.tmp/unfinished/checkpoints/*/manifest.json", two)
     two[1].kill()
     killed = time.monotonic()
-    (code, out, errors), _ = runs.end(two)
+    (code, _, errors), _ = runs.end(two)
     seen["killed"] = code, errors, time.monotonic() - killed
 
     seen["finished"] = runs.end(runs.start_two(lab_config, workdir))
@@ -104,7 +99,7 @@ def _configuration(path):
     return module.get_config()
 
 
-def test_another_configuration_on_one_host_is_refused_with_both_values(lab_config, tmp_path):
+def test_another_configuration_on_one_host_is_refused_with_both_values(runs, lab_config, tmp_path):
     two = runs.start_two(lab_config, tmp_path, own=((), ("--config.arms.sft.lr=0.5",)))
     for code, _, errors in runs.end(two):
         assert code == 2
@@ -116,7 +111,7 @@ def test_another_configuration_on_one_host_is_refused_with_both_values(lab_confi
     (0, "process 1 of 2 did not come within 1 s (here: 0)"),
     (1, "process 1 of 2 did not reach process 0 at localhost:"),
 ])  # fmt: skip
-def test_a_process_that_does_not_come_is_named(present, line, lab_config, tmp_path):
+def test_a_process_that_does_not_come_is_named(present, line, runs, lab_config, tmp_path):
     ((code, _, errors),) = runs.end(
         runs.start_two(lab_config, tmp_path, "--config.hosts.start_timeout_s=1", ranks=(present,))
     )

@@ -4,7 +4,6 @@ Needs root and Debian's slurm-wlm and munge; a cluster of this test's own, in a 
 stopped. Nothing of the system's own Slurm or munge, if there is one, is touched.
 """
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -13,10 +12,6 @@ import sys
 import time
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location("hosts_conftest", pathlib.Path(__file__).parent / "conftest.py")
-runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runs)
 
 pytestmark = pytest.mark.slow
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
@@ -52,7 +47,7 @@ PartitionName=main Nodes={node} Default=YES MaxTime=60 State=UP
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm(runs, tmp_path_factory):
     """The environment in which `sbatch` finds a running cluster of one node."""
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
         pytest.skip(f"{missing[0]} is not installed (Debian: slurm-wlm, munge)")
@@ -64,7 +59,7 @@ def slurm(tmp_path_factory):
         (home / name).mkdir()
     configuration = home / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(home=home, node=node, ports=(runs.free_port(), runs.free_port())))
-    (home / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    (home / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # nothing uses it; Slurm 22 knows no "disabled"
     key = home / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
@@ -104,13 +99,13 @@ def _end_of(path: pathlib.Path) -> str:
     return f"{path.name}: " + " | ".join(path.read_text(errors="replace").splitlines()[-3:])
 
 
-def test_the_sbatch_script_gives_the_numbers_of_one_process(slurm, alone, lab_config, tmp_path):
+def test_the_sbatch_script_gives_the_numbers_of_one_process(runs, slurm, alone, lab_config, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "job.log"
     env = {**slurm, **{key: runs.environment(1)[key] for key in ("PYTHONPATH", "XLA_FLAGS")},
            "CEILING_PYTHON": sys.executable}  # fmt: skip
     words = ["sbatch", "--wait", "--nodes=1", "--ntasks=2", f"--output={log}", "scripts/slurm/train.sbatch",
              str(lab_config), str(workdir)]  # fmt: skip
-    done = subprocess.run(words, cwd=runs.ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=runs.root, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
     for name in ("prior", "grpo", "sft"):
         curves = [next((home / "stages" / "seed1" / name).iterdir()) / "metrics.jsonl" for home in (alone, workdir)]
