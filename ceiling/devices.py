@@ -12,6 +12,7 @@ class Device:
     memory: float
     flops: float
     bandwidth: float
+    tpu: bool = False
 
 
 DEVICES = {
@@ -21,9 +22,9 @@ DEVICES = {
     "a100-80g": Device(80e9, 312e12, 2.0e12),
     "l4": Device(24e9, 121e12, 0.30e12),
     "t4": Device(15e9, 65e12, 0.32e12),
-    "v4": Device(32e9, 275e12, 1.2e12),
-    "v5e": Device(16e9, 197e12, 0.82e12),
-    "v5p": Device(95e9, 459e12, 2.77e12),
-    "v6e": Device(32e9, 918e12, 1.64e12),
+    "v4": Device(32e9, 275e12, 1.2e12, tpu=True),
+    "v5e": Device(16e9, 197e12, 0.82e12, tpu=True),
+    "v5p": Device(95e9, 459e12, 2.77e12, tpu=True),
+    "v6e": Device(32e9, 918e12, 1.64e12, tpu=True),
     "cpu": Device(8e9, 1e11, 2e10),
 }

@@ -132,6 +132,7 @@ class _World:
     def __init__(self, config: dict):
         self.config, self.notes, self.mesh = config, [], config["mesh"]
         self.device = DEVICES[config["plan"]["device"]]
+        self.layouts = 2 if self.device.tpu else 1
         task = config["task"]
         if "max_prompt_tokens" in task:
             self.lengths = (task["max_prompt_tokens"], task["max_response_tokens"])
@@ -201,7 +202,7 @@ class _World:
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(
                 configs[r.model], prompts=r.prompts, n=r.n, prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,
-                slots=cfg["slots"], mesh=mesh,
+                slots=cfg["slots"], mesh=mesh, layouts=self.layouts,
             )  # fmt: skip
         for model, lengths in one.scored:
             needs = memory.score(configs[model], sequences=len(lengths), tokens=longest, mesh=mesh)
@@ -233,7 +234,7 @@ class _World:
         per_call = max(1, chunk // e["n"])
         phases = {"sampling": memory.sample(
             self.model, prompts=min(per_call, self.problems), n=e["n"], prompt_tokens=P, max_tokens=R, slots=e["slots"],
-            mesh=mesh, chunk_requests=chunk,
+            mesh=mesh, chunk_requests=chunk, layouts=self.layouts,
         )}  # fmt: skip
         judged = self.problems * min(e["likelihood_samples"], e["n"])
         if judged:

@@ -112,17 +112,18 @@ def update(
         one = dict.fromkeys(mesh, 1)
         gathered = weights(whole, one) - weights(single, one)
         working += 2 * gathered  # a layer's weights in whole, and the next one's on their way
-        working += (1 + frozen) * weights(single, one, {"embed", "head"})  # whole in every micro-batch
+        working += weights(single, one, {"embed", "head"})  # whole in every micro-batch
     return {
         "gradients": 2 * weights(config, mesh, trainable(config)),
         "activations": kept(here, rows, tokens) + working,
-        "logits": (1 + frozen) * LOGITS * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
+        "logits": (LOGITS + frozen) * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
     }  # fmt: skip
 
 
 def sample(config: ModelConfig, *, prompts: int, n: int, prompt_tokens: int, max_tokens: int, slots: int, mesh: dict,
-           chunk_requests: int = 32_768) -> dict[str, float]:  # fmt: skip
-    """What a sampling call adds: the cache with what a refill writes into it, the prompts, logits, and results."""
+           chunk_requests: int = 32_768, layouts: int = 1) -> dict[str, float]:  # fmt: skip
+    """What a sampling call adds: the cache with what a refill writes into it, the prompts, logits, and results.
+    layouts: on a TPU the decode loop reads the cache in another layout than a refill writes it in, so both are held."""
     P, here, groups = bucket(prompt_tokens), local(config, mesh["tensor"]), parts(mesh, BATCH)
     per_call = max(1, min(prompts, chunk_requests // n))
     samples = min(n, chunk_requests)
@@ -130,7 +131,8 @@ def sample(config: ModelConfig, *, prompts: int, n: int, prompt_tokens: int, max
     slots = -(-min(slots, per_call * samples) // groups)
     cast = config.param_dtype != config.compute_dtype
     return {
-        "cache": kv_cache(config, slots, P + max_tokens, mesh) + kv_cache(config, slots, P, mesh),
+        "cache": max(layouts * kv_cache(config, slots, P + max_tokens, mesh),
+                     kv_cache(config, slots, P + max_tokens, mesh) + kv_cache(config, slots, P, mesh)),
         "prompts": kv_cache(config, own, P, mesh) + own * row_bytes(config, P, mesh["tensor"]),
         "logits": 4 * 4 * slots * here.vocab_size,
         "results": 2 * 8 * per_call * samples * max_tokens,
@@ -142,7 +144,11 @@ def score(config: ModelConfig, *, sequences: int, tokens: int, mesh: dict) -> di
     """What a scoring call adds: a forward pass over its rows, each of `tokens` tokens."""
     rows = batch_rows(config, mesh, sequences, tokens) // parts(mesh, BATCH)
     here = local(config, mesh["tensor"])
-    return {
+    out = {
         "scoring rows": rows * row_bytes(config, tokens, mesh["tensor"]),
-        "logits": LOGITS * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
+        "logits": 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
     }
+    if mesh["fsdp"] > 1:
+        whole = dataclasses.replace(here, param_dtype=here.compute_dtype)
+        out["scoring rows"] += weights(whole, dict.fromkeys(mesh, 1), {"embed", "head"})
+    return out

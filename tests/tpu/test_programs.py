@@ -1,7 +1,8 @@
 """Every program compiles for described slices of TPUs, fits their memory, and talks only as it should.
 
 Nothing is allocated and no TPU is needed: `make test-tpu` runs this in an environment of its own with libtpu. The
-compiler refuses what exceeds a chip's memory, and works at its least effort here, which needs more of it.
+compiler refuses what exceeds a chip's memory, and works at its least effort here, which needs more of it. The plan
+agrees with it within 10 % for updates (measured 0.96 to 1.09 at 1.7B), 20 % for sampling and scoring.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ if importlib.util.find_spec("libtpu") is None:
 from ceiling.devices import DEVICES
 from ceiling.plan import compiled
 from ceiling.plan.programs import programs
-from ceiling.plan.slices import PROGRAMS, SLICES, setting
+from ceiling.plan.slices import PROGRAMS, SLICES, planned, setting
 
 pytestmark = pytest.mark.tpu
 
@@ -30,5 +31,9 @@ def test_it_fits_and_gathers_no_more_than_it_should(at, name):
     print(f"{name}: {found.total / 1e9:.2f} GB of {DEVICES[at.device].memory / 1e9:.0f} GB")
     assert found.total <= DEVICES[at.device].memory
     assert compiled.unexpected(found.collectives, here.model, here.mesh) == []
+    if plan := planned(here, name):
+        ratio = plan / (found.arguments + found.temporaries)
+        print(f"{name}: plan / compiler = {ratio:.3f}")
+        assert abs(ratio - 1) < (0.1 if name in here.arms else 0.2)
     gathers = [c for c in found.collectives if c.kind == "all-gather" and c.times >= here.model.layers]
     assert gathers, "weights are fully sharded: a layer's are gathered in every pass over it"
