@@ -252,7 +252,8 @@ def test_time_follows_the_stated_shares_and_devices():
     many = plan(real(**{"mesh.fsdp": 4}))
     for a, b in zip(many.stages[:-1], plan(real()).stages[:-1], strict=True):
         assert 4 * a.seconds["update"] == pytest.approx(b.seconds["update"])
-        assert 3 < b.seconds["sampling"] / a.seconds["sampling"] <= 4.01, "slots are divided over the data axes"
+        # Slots are divided over the data axes, but every part reads the weights for its fewer slots.
+        assert 2 * a.seconds["sampling"] <= b.seconds["sampling"] <= 4 * a.seconds["sampling"]
 
 
 def test_a_refused_configuration_has_no_plan():

@@ -9,7 +9,7 @@ import pytest
 from ceiling.data.packing import Example
 from ceiling.model import Policy, forward, make_mesh, place
 from ceiling.rollout import generate
-from ceiling.rollout.engine import _run, bucket
+from ceiling.rollout.engine import _run, bucket, share
 from ceiling.rollout.scoring import score
 
 STOP = 3
@@ -208,9 +208,23 @@ def test_freed_slots_are_refilled(policy):
 
 
 @pytest.mark.exact
-def test_eight_devices_draw_the_same_tokens(policy, usual):
-    placed = place(policy.params, policy.config, make_mesh(2, 2, 2))
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1)], ids=str)
+def test_eight_devices_draw_the_same_tokens(policy, usual, sizes):
+    placed = place(policy.params, policy.config, make_mesh(*sizes))
     same(draw(Policy(placed, policy.config, (STOP,))), usual)
+
+
+@pytest.mark.parametrize(("rows", "width", "per_call", "samples", "groups"), [
+    (5, 8, 5, 8, 1), (5, 8, 5, 8, 4), (64, 8, 64, 8, 8), (3, 8, 5, 8, 8), (1, 3, 1, 8, 4), (2, 1, 2, 1, 8),
+    (1, 256, 1, 256, 8),
+])  # fmt: skip
+def test_groups_share_every_request_once_and_hold_its_prompt(rows, width, per_call, samples, groups):
+    index_ZC, prompt_ZQ, sample_ZQ, queued_Z = share(rows, width, per_call, samples, groups)
+    full = share(per_call, samples, per_call, samples, groups)
+    assert [a.shape for a in full] == [index_ZC.shape, prompt_ZQ.shape, sample_ZQ.shape, queued_Z.shape]
+    seen = [(index_ZC[z, prompt_ZQ[z, q]], sample_ZQ[z, q]) for z in range(groups) for q in range(queued_Z[z])]
+    assert seen == [(i, j) for i in range(rows) for j in range(width)], "in order, each once"
+    assert index_ZC.size <= per_call + 2 * groups, "few prompts are held twice"
 
 
 # --- refusals ------------------------------------------------------------------------------------------
