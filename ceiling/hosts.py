@@ -380,6 +380,8 @@ def _server(port: int) -> socket.socket:
 def _start_jax(coordinator: str, count: int, rank: int, start_timeout_s: float, heartbeat_s: float) -> None:
     import jax
 
+    if jax.distributed.is_initialized():  # by an earlier run of this program, among the same processes
+        return
     # Its own answer to SIGTERM would take the signal from ours.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(

@@ -33,6 +33,44 @@ def get_config(variant=""):
 """
 
 
+# What coordination does without any training. argv: rank, port, heartbeat time-out, what this process does.
+TALK = """
+import os, signal, sys, time
+from ceiling import hosts
+
+rank, port, timeout_s, deed = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+settings = dict(processes=2, process=rank, coordinator=f"localhost:{port}", start_timeout_s=100,
+                heartbeat_timeout_s=timeout_s)
+try:
+    with hosts.joined(settings):
+        for i in range(200):
+            assert hosts.led(lambda: {"i": i, "text": "x" * 50_000})["i"] == i
+        told = [hosts.anywhere(deed == "ask")]
+        hosts.led(lambda: time.sleep(1))
+        told += [hosts.anywhere(False), hosts.leader()]
+        if deed == "raise":
+            raise ValueError("the disk is on fire")
+        if deed in ("SIGKILL", "SIGSTOP"):
+            os.kill(os.getpid(), getattr(signal, deed))
+        if deed == "wait":
+            time.sleep(100)
+    print(told)
+except ValueError as error:
+    print(f"ceiling: {error}", file=sys.stderr)
+    hosts.end(2)
+"""
+
+
+def talk(deeds, timeout_s: float) -> list[subprocess.Popen]:
+    """Two processes that join, and then do something each."""
+    port = free_port()
+    return [
+        subprocess.Popen([sys.executable, "-c", TALK, str(rank), str(port), str(timeout_s), deed], cwd=ROOT, text=True,
+                         env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank, deed in enumerate(deeds)
+    ]  # fmt: skip
+
+
 def free_port() -> int:
     """A port whose neighbour below is free too: both are used."""
     while True:
@@ -78,7 +116,7 @@ def end(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[i
 
 @pytest.fixture(scope="session")
 def runs():
-    return types.SimpleNamespace(start=start, start_two=start_two, end=end, environment=environment,
+    return types.SimpleNamespace(start=start, start_two=start_two, talk=talk, end=end, environment=environment,
                                  free_port=free_port, root=ROOT)  # fmt: skip
 
 

@@ -99,6 +99,39 @@ def _configuration(path):
     return module.get_config()
 
 
+@pytest.mark.parametrize("deeds, line", [
+    (("wait", "SIGKILL"), "process 1 of 2 is gone"),
+    (("wait", "SIGSTOP"), "process 1 of 2 was not heard of for 3 s"),
+    (("wait", "raise"), "process 1 of 2 failed: the disk is on fire"),
+    (("raise", "wait"), "process 0 of 2 failed: the disk is on fire"),
+    (("SIGSTOP", "wait"), "process 0 of 2 was not heard of for 3 s"),
+])  # fmt: skip
+def test_the_end_of_one_process_is_the_end_of_the_other_and_its_name(deeds, line, runs):
+    two = runs.talk(deeds, timeout_s=3)
+    survivor = two[deeds.index("wait")]
+    try:
+        code, (_, errors) = survivor.wait(60), survivor.communicate()
+    finally:
+        for process in two:
+            process.kill()
+        runs.end(two)
+    assert code == hosts.FAILED and f"ceiling: {line}" in errors, errors
+
+
+def test_a_killed_leader_ends_the_other_at_once(runs):
+    """jax's runtime notices too, and may end the process before our line is out."""
+    two = runs.talk(("SIGKILL", "wait"), timeout_s=60)
+    _, (code, _, errors) = runs.end(two, timeout=60)
+    assert code != 0 and ("process 0 of 2 is gone" in errors or "leader task" in errors), (code, errors)
+
+
+def test_what_one_process_is_asked_all_hear_in_the_same_place(runs):
+    first, second = runs.end(runs.talk(("hear", "ask"), timeout_s=60))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    heard = [json.loads(out.splitlines()[-1].lower()) for _, out, _ in (first, second)]
+    assert heard[0][1:] == [True, True] and heard[1] == [*heard[0][:2], False]
+
+
 def test_another_configuration_on_one_host_is_refused_with_both_values(runs, lab_config, tmp_path):
     two = runs.start_two(lab_config, tmp_path, own=((), ("--config.arms.sft.lr=0.5",)))
     for code, _, errors in runs.end(two):
