@@ -112,7 +112,7 @@ def unexpected(found, config: ModelConfig, mesh: Mesh) -> list[str]:
             continue
         if config.vocab_size in essential:
             out.append(f"logits: {c}")
-        elif config.layers in c.shape[:2]:
+        elif next(n for n in c.shape if n > 1) == config.layers:
             out.append(f"stacked over layers: {c}")
         elif c.dtype != "s32" and math.prod(essential) > max(map(math.prod, weights)):
             out.append(f"larger than any weight: {c}")
