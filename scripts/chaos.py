@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-KILL_AFTER_CPU_S = 0.2, 3.0  # about where a run's first step is, and some steps or stages further
+KILL_AFTER_CPU_S = 2.5  # mean of an exponential: most within a stage, some only after several
 BEGIN, END = "<!-- chaos -->", "<!-- /chaos -->"
 
 
@@ -176,7 +176,7 @@ def chaos(workdir: pathlib.Path, kills: int, seed: int, arms: list[str]) -> tupl
     if in_child(lambda: run(reference, arms)) != 0:  # compiles what all the others take from the cache
         return hits, ["the uninterrupted run failed"], facts
     while hits.total() < kills or live.exists():
-        after = draw.uniform(*KILL_AFTER_CPU_S) if hits.total() < kills else None
+        after = draw.expovariate(1 / KILL_AFTER_CPU_S) if hits.total() < kills else None
         code = in_child(lambda: run(live, arms), kill_after_cpu_s=after)
         if code is None:
             hits[struck(live)] += 1
