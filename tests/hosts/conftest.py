@@ -33,14 +33,14 @@ def get_config(variant=""):
 """
 
 
-# What coordination does without any training. argv: rank, port, heartbeat time-out, what this process does.
+# What coordination does without any training. argv: rank, port, time-outs, what this process does.
 TALK = """
 import os, signal, sys, time
 from ceiling import hosts
 
-rank, port, timeout_s, deed = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
-settings = dict(processes=2, process=rank, coordinator=f"localhost:{port}", start_timeout_s=100,
-                heartbeat_timeout_s=timeout_s)
+rank, port, start_s, heartbeat_s, deed = int(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:5]), sys.argv[5]
+settings = dict(processes=2, process=rank, coordinator=f"localhost:{port}", start_timeout_s=start_s,
+                heartbeat_timeout_s=heartbeat_s)
 try:
     with hosts.joined(settings):
         for i in range(200):
@@ -55,19 +55,19 @@ try:
         if deed == "wait":
             time.sleep(100)
     print(told)
-except ValueError as error:
+except (RuntimeError, ValueError) as error:
     print(f"ceiling: {error}", file=sys.stderr)
     hosts.end(2)
 """
 
 
-def talk(deeds, timeout_s: float) -> list[subprocess.Popen]:
-    """Two processes that join, and then do something each."""
-    port = free_port()
+def talk(deeds: dict[int, str], start_s: float = 100, heartbeat_s: float = 60) -> list[subprocess.Popen]:
+    """Processes that join as two, and then do something each; deeds: {rank: what} of those that are started."""
+    port, *timeouts = map(str, (free_port(), start_s, heartbeat_s))
     return [
-        subprocess.Popen([sys.executable, "-c", TALK, str(rank), str(port), str(timeout_s), deed], cwd=ROOT, text=True,
+        subprocess.Popen([sys.executable, "-c", TALK, str(rank), port, *timeouts, deed], cwd=ROOT, text=True,
                          env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank, deed in enumerate(deeds)
+        for rank, deed in deeds.items()
     ]  # fmt: skip
 
 
@@ -96,15 +96,15 @@ def start(config, workdir, *arguments, devices: int = 1) -> subprocess.Popen:
                             stderr=subprocess.PIPE)  # fmt: skip
 
 
-def start_two(config, workdir, *arguments, own=((), ()), ranks=(0, 1)) -> list[subprocess.Popen]:
-    """Two processes of one run; own: arguments of each alone; ranks: those that are really started."""
+def start_two(config, workdir, *arguments, own=((), ())) -> list[subprocess.Popen]:
+    """Two processes of one run; own: arguments of each alone."""
     hosts = {"processes": 2, "coordinator": f"localhost:{free_port()}", "start_timeout_s": 120,
              "heartbeat_timeout_s": 30}  # fmt: skip
     common = [f"--config.hosts.{key}={value}" for key, value in hosts.items()]
-    return [start(config, workdir, *common, *arguments, *own[r], f"--config.hosts.process={r}") for r in ranks]
+    return [start(config, workdir, *common, *arguments, *own[r], f"--config.hosts.process={r}") for r in (0, 1)]
 
 
-def end(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
+def end(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each; none outlives the test."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]

@@ -7,11 +7,11 @@ import time
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import ceiling
 from ceiling import hosts, schema
-from ceiling.evals.records import Samples
 from ceiling.model.sharding import make_mesh
 from ceiling.stages import load_policy
 
@@ -68,7 +68,7 @@ def test_the_restarted_run_ends_and_only_the_leader_reports(together):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_processes_give_the_numbers_of_one(name, alone, together, lab_config):
-    """Parameters, curves, ledgers (but for seconds) and judged samples."""
+    """Bit by bit: parameters, curves, ledgers (but for seconds), every judged sample."""
     (one,), (two,) = ([*(home / "stages" / "seed1" / name).iterdir()] for home in (alone, together[0]))
     assert one.name == two.name, "stages are the same, so is their identity"
     ledgers = [json.loads((home / "ledger.json").read_text()) for home in (one, two)]
@@ -77,11 +77,9 @@ def test_two_processes_give_the_numbers_of_one(name, alone, together, lab_config
             entry.pop("seconds")
     assert ledgers[0] == ledgers[1]
     if (one / "records.parquet").exists():
-        samples = [Samples.load(home / "records.parquet") for home in (one, two)]
-        assert np.array_equal(samples[0].counts, samples[1].counts)
-        for column in ("outcome", "lengths"):
-            values = [s.matrix(column) if column == "outcome" else s.lengths for s in samples]
-            assert np.array_equal(*values), column
+        tables = [pq.read_table(home / "records.parquet") for home in (one, two)]
+        for column in tables[0].column_names:
+            assert tables[0][column].equals(tables[1][column]), column
         return
     config = schema.validate(_configuration(lab_config))
     model = schema.architecture(config["model"], schema.load_task(config).tokenizer.vocab_size)
@@ -107,7 +105,7 @@ def _configuration(path):
     (("SIGSTOP", "wait"), "process 0 of 2 was not heard of for 3 s"),
 ])  # fmt: skip
 def test_the_end_of_one_process_is_the_end_of_the_other_and_its_name(deeds, line, runs):
-    two = runs.talk(deeds, timeout_s=3)
+    two = runs.talk(dict(enumerate(deeds)), heartbeat_s=3)
     survivor = two[deeds.index("wait")]
     try:
         code, (_, errors) = survivor.wait(60), survivor.communicate()
@@ -120,13 +118,13 @@ def test_the_end_of_one_process_is_the_end_of_the_other_and_its_name(deeds, line
 
 def test_a_killed_leader_ends_the_other_at_once(runs):
     """jax's runtime notices too, and may end the process before our line is out."""
-    two = runs.talk(("SIGKILL", "wait"), timeout_s=60)
+    two = runs.talk({0: "SIGKILL", 1: "wait"})
     _, (code, _, errors) = runs.end(two, timeout=60)
     assert code != 0 and ("process 0 of 2 is gone" in errors or "leader task" in errors), (code, errors)
 
 
 def test_what_one_process_is_asked_all_hear_in_the_same_place(runs):
-    first, second = runs.end(runs.talk(("hear", "ask"), timeout_s=60))
+    first, second = runs.end(runs.talk({0: "hear", 1: "ask"}))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     heard = [json.loads(out.splitlines()[-1].lower()) for _, out, _ in (first, second)]
     assert heard[0][1:] == [True, True] and heard[1] == [*heard[0][:2], False]
@@ -144,10 +142,8 @@ def test_another_configuration_on_one_host_is_refused_with_both_values(runs, lab
     (0, "process 1 of 2 did not come within 1 s (here: 0)"),
     (1, "process 1 of 2 did not reach process 0 at localhost:"),
 ])  # fmt: skip
-def test_a_process_that_does_not_come_is_named(present, line, runs, lab_config, tmp_path):
-    ((code, _, errors),) = runs.end(
-        runs.start_two(lab_config, tmp_path, "--config.hosts.start_timeout_s=1", ranks=(present,))
-    )
+def test_a_process_that_does_not_come_is_named(present, line, runs):
+    ((code, _, errors),) = runs.end(runs.talk({present: "wait"}, start_s=1))
     assert code == 2 and f"ceiling: {line}" in errors, errors
 
 
