@@ -17,14 +17,13 @@ class Progress:
     kept in workdir/log.txt. silent: nothing is printed or kept (another host reports)."""
 
     def __init__(self, stages: int, workdir: pathlib.Path, stream=None, silent: bool = False):
-        self.stream, path = stream or sys.stdout, pathlib.Path(workdir) / "log.txt"
-        if silent:
-            path, self.stream = os.devnull, open(os.devnull, "w")  # noqa: SIM115 - closed in __exit__
         self.total, self.done, self.began = stages, 0, time.time()
         self.running: dict[str, dict] = {}
         self._printed: dict[str, float] = {}
         self._work = 0.0  # stages done in this call, for the estimate of the time left
+        path = os.devnull if silent else pathlib.Path(workdir) / "log.txt"
         self.file = open(path, "a")  # noqa: SIM115 - closed in __exit__
+        self.stream = self.file if silent else stream or sys.stdout
         self.live = None
         if self.stream.isatty():
             self.live = Live(console=Console(file=self.stream), get_renderable=self._table, refresh_per_second=4)

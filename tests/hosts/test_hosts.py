@@ -12,8 +12,10 @@ import pytest
 
 import ceiling
 from ceiling import hosts, schema
+from ceiling.logs import Progress
 from ceiling.model.sharding import make_mesh
-from ceiling.stages import load_policy
+from ceiling.stages import Context, load_policy
+from ceiling.tasks.base import Outcome, Problem, Verdict, Verifier
 
 pytestmark = pytest.mark.slow
 NOTICED_S = 30  # the heartbeat time-out of these runs
@@ -157,6 +159,35 @@ def test_settings_that_cannot_be_are_refused(settings, line, lab_config, tmp_pat
     config.hosts.update(settings)
     with pytest.raises(ValueError, match=line.replace("(", r"\(")):
         ceiling.run(config, tmp_path)
+
+
+class FakeGroup:
+    """What a follower is told: the leader's verdict on one response."""
+
+    rank = 1
+
+    def tell(self, value):
+        assert value is None, "a follower has nothing to say"
+        return [[int(Outcome.RIGHT), "42", 0.5, True, "told"]]
+
+
+def test_a_follower_does_not_verify_what_the_leader_has(monkeypatch):
+    class Task:
+        def verify(self, problem, response):
+            raise AssertionError("verified again")
+
+    monkeypatch.setattr(hosts, "_group", FakeGroup())
+    problem = Problem(1, "g", "6 * 7 =", "42")
+    told = Verifier(Task()).many([(problem, "42"), (problem, "42")])
+    assert told == [Verdict(Outcome.RIGHT, "42", 0.5, True, "told")] * 2
+
+
+def test_a_follower_writes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(hosts, "_group", FakeGroup())
+    Context({}, {}, "", {}, tmp_path, print, print).write_json("a.json", 1)
+    with Progress(1, tmp_path, silent=True) as progress:
+        progress.log("a line")
+    assert not any(tmp_path.iterdir())
 
 
 def test_one_stage_at_a_time_on_several_hosts(lab_config):
