@@ -126,6 +126,7 @@ class Checkpoints:
         """(state, host) of the newest good step, in the layout of `like` (arrays or ShapeDtypeStructs with shardings),
         or None. `like` is freed once a step is chosen: two states need not fit. Steps that are damaged or
         unfinished are removed, with a line each; one of another identity, shape or dtype is a ValueError."""
+        self.wait()  # a save in flight is not a damaged one
         about = hosts.led(self._newest)
         if about is None:
             return None
