@@ -15,7 +15,7 @@ MIX_WITH_X = {**{group: 0.82 * share for group, share in MIX.items()}, "X": 0.18
 def get_config(variant: str = ""):
     config = ceiling.defaults("lab", arms=arms())
     config.name = "lab"
-    config.seeds = (41, 42, 43)
+    config.seeds = (51, 52, 53)
     config.workers = 2
     config.train.mix = MIX
     config.aggregates = {
@@ -27,12 +27,12 @@ def get_config(variant: str = ""):
         width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_base=100.0,
         tied=False, qkv_bias=True, embed_std=1.0, qk_bias_std=1.0, scan_layers=False,
     )  # fmt: skip
-    config.prior.update(steps=1300, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.teacher.update(steps=800, prompts_per_step=64, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.budget.flops = 2.8e11
-    config.task.evaluation_per_group = 20
+    config.prior.update(steps=1200, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
+    config.teacher.update(steps=700, prompts_per_step=64, lr=6e-3, pool=1, mix={"C": 1.0})
+    config.budget.flops = 2.2e11
+    config.task.evaluation_per_group = 16
     config.eval.update(n=512, verdict_k=256, likelihood_samples=4)
-    config.report.every_s = 180
+    config.report.every_s = 300
     if variant == "tiny":
         shrink(config)
     elif variant:

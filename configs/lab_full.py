@@ -22,6 +22,7 @@ def get_config(variant: str = ""):
         return config
     config.seeds = (21, 22, 23, 24, 25)
     config.task.evaluation_per_group = 64
+    config.prior.steps, config.teacher.steps = 1500, 1000
     config.budget.flops = 4.5e11
     config.eval.update(n=1024, verdict_k=512, ks=tuple(2**i for i in range(10)))
     return config
@@ -31,13 +32,13 @@ def controls() -> dict:
     """What separates the effect of reward from the information in the data."""
     rl = dict(prompts_per_step=32, samples_per_prompt=8, microbatches=4)
     return {
-        "rft": ceiling.arm("sft", title="SFT on own correct samples", source="own_samples", lr=1e-3, **rl),
-        "grpo_dense": ceiling.arm("grpo", title="GRPO, per-digit reward", reward="dense", lr=7e-4, **rl),
+        "rft": ceiling.arm("sft", title="SFT on own correct samples", source="own_samples", lr=2e-3, **rl),
+        "grpo_dense": ceiling.arm("grpo", title="GRPO, per-digit reward", reward="dense", lr=1.4e-3, **rl),
         "on_policy_kd": ceiling.arm("distill", title="on-policy distillation (reverse KL)", loss="divergence",
                                     beta=1.0, on_policy=1.0, keep="all", lr=1e-3, **rl),
         "drgrpo": ceiling.arm("grpo", title="Dr. GRPO", advantage="group_mean", aggregation="constant",
-                              lr=7e-4, **rl),
-        "grpo_format": ceiling.arm("grpo", title="GRPO, format reward", control=True, reward="format", lr=7e-4, **rl),
+                              lr=1.4e-3, **rl),
+        "grpo_format": ceiling.arm("grpo", title="GRPO, format reward", control=True, reward="format", lr=1.4e-3, **rl),
     }  # fmt: skip
 
 
