@@ -42,7 +42,7 @@ MODEL = Section(
     embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
     param_dtype=text("float32", choices=("float32", "bfloat16")),
     compute_dtype=text("float32", choices=("float32", "bfloat16")),
-    scan_layers=flag(True), remat=flag(False), head_chunk_tokens=number(8192, whole=True, low=1),
+    scan_layers=flag(True), remat=text("", choices=CHOICES["remat"]), head_chunk_tokens=number(8192, whole=True, low=1),
 )  # fmt: skip
 EVAL = Section(
     n=number(512, whole=True, low=2, doc="samples per problem"),

@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
     )  # fmt: skip
     config.model.update(
         path="checkpoints/qwen2.5-math-1.5b", preset="qwen2.5-math-1.5b", param_dtype="float32",
-        compute_dtype="bfloat16", remat=True, head_chunk_tokens=2048,
+        compute_dtype="bfloat16", remat="block", head_chunk_tokens=2048,
     )  # fmt: skip
     config.budget.flops = 3e18
     config.eval.update(

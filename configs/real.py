@@ -54,7 +54,7 @@ def get_config(variant: str = "qwen3-0.6b"):
     )  # fmt: skip
     # The weights stay float32: at these learning rates an update of a bfloat16 weight rounds to nothing.
     config.model.update(path=f"checkpoints/{model}", preset=model, param_dtype="float32", compute_dtype="bfloat16",
-                        remat=True, head_chunk_tokens=2048)  # fmt: skip
+                        remat="block", head_chunk_tokens=2048)  # fmt: skip
     config.teacher.path = f"checkpoints/{teacher}"
     # About 200 updates of GRPO; see the plan.
     config.budget.flops = 6e8 * parameters

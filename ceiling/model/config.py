@@ -24,7 +24,7 @@ from flax import traverse_util
 PROJECTIONS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 CHOICES = {
     "norms": ("pre", "post", "both"), "qk_norm": ("", "head", "width"), "activation": ("silu", "gelu"),
-    "rope_scaling": ("", "linear", "llama3"),
+    "rope_scaling": ("", "linear", "llama3"), "remat": ("", "block", "dots"),
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"  # softmax, norms and log-probs always reduce in float32
     scan_layers: bool = True  # False unrolls the layers: faster steps on tiny models, longer compiles
-    remat: bool = False  # recompute each block in the backward pass
+    remat: str = ""  # the backward pass recomputes nothing, each "block", or each but its matrix products ("dots")
     head_chunk_tokens: int = 8192  # tokens per chunk of the output head; bounds the [C, V] logits
 
     def __post_init__(self):

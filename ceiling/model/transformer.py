@@ -22,6 +22,9 @@ from ceiling.model.rope import frequencies, rotary
 from ceiling.model.sharding import constrain, gathered
 
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
+# What each choice of `remat` keeps of a block beside its input. "dots" keeps the outputs of the projections, which
+# `project` makes products without batch axes; attention's products have them, and its [T, T] scores are made again.
+SAVED = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def forward(params, config: ModelConfig, tokens_BT, *, positions_BT=None, segments_BT=None):
@@ -100,8 +103,8 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
         x_BTD = constrain(x_BTD + _normed(p, "mlp_post_norm", config, out_BTD), "batch", None, None)
         return (x_BTD, state), None
 
-    if config.remat:
-        block = jax.checkpoint(block)
+    if config.remat and state is None:  # there is no backward pass through a cache
+        block = jax.checkpoint(block, policy=SAVED[config.remat])
     local_L = local_layers(config)
     if config.scan_layers:
         xs = (jnp.arange(config.layers), None if local_L is None else jnp.asarray(local_L), params["layers"])

@@ -275,8 +275,8 @@ def _weights_knobs() -> dict[str, str]:
 def _knobs(key: str, model: ModelConfig, cfg: dict) -> dict[str, str]:
     """What to turn for each kind of memory."""
     each = cfg["prompts_per_step"] * cfg["samples_per_prompt"] // cfg["minibatches"] // cfg["microbatches"]
-    if not model.remat:
-        activations = "set config.model.remat=True"
+    if model.remat != "block":
+        activations = "set config.model.remat=block"
     elif each > 1:
         activations = f"raise {key}.microbatches"
     else:

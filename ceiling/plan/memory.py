@@ -103,7 +103,7 @@ def update(
     each = math.ceil(sequences / cfg["minibatches"] / cfg["microbatches"])
     rows = math.ceil(each / parts(mesh, BATCH))
     here = local(config, mesh["tensor"])
-    plain = dataclasses.replace(here, remat=False, scan_layers=True)
+    plain = dataclasses.replace(here, remat="", scan_layers=True)
     one, two = (kept(dataclasses.replace(plain, layers=n), rows, tokens) for n in (1, 2))
     cotangent = 4 * rows * here.heads * tokens**2  # of the attention scores
     working = two - one + cotangent if config.scan_layers else 0  # unrolled: freed as it is kept

@@ -61,7 +61,7 @@ SLICES = (
 
 def setting(at: Slice) -> Setting:
     """Every regime with all the models it can hold: a teacher's whole distribution, a reference, a slow copy."""
-    model = ModelConfig(**PRESETS[at.model], compute_dtype="bfloat16", remat=True, head_chunk_tokens=2048)
+    model = ModelConfig(**PRESETS[at.model], compute_dtype="bfloat16", remat="block", head_chunk_tokens=2048)
     sequences = BATCH["prompts_per_step"] * BATCH["samples_per_prompt"]
     common = dict(BATCH, slots=at.slots, microbatches=sequences // (at.data * at.fsdp * at.rows))
     arms = {

@@ -238,7 +238,7 @@ def scanned(make_model):
     return value_and_gradient(*make_model(**MIXED))
 
 
-@pytest.mark.parametrize("change", [dict(scan_layers=False), dict(remat=True)], ids=str)
+@pytest.mark.parametrize("change", [dict(scan_layers=False), dict(remat="block"), dict(remat="dots")], ids=str)
 def test_scan_unroll_and_remat_give_equal_values_and_gradients(make_model, scanned, change):
     config, params = make_model(**MIXED)
     (value, _), gradient = scanned

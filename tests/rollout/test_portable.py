@@ -1,5 +1,7 @@
 """Every program lowers for a GPU on a machine without one; the checker of collectives can fail."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,18 +14,18 @@ from ceiling.plan import compiled
 from ceiling.plan.programs import Setting, programs
 from ceiling.plan.slices import PROGRAMS
 
-TINY = ModelConfig(vocab_size=32, width=16, ffn=32, layers=2, heads=4, kv_heads=2, head_dim=8, remat=True,
+TINY = ModelConfig(vocab_size=32, width=16, ffn=32, layers=2, heads=4, kv_heads=2, head_dim=8, remat="block",
                    compute_dtype="bfloat16")  # fmt: skip
 SMALL = dict(prompts_per_step=2, samples_per_prompt=2, slots=4)
 
 
-def setting(mesh):
+def setting(mesh, model=TINY):
     arms = {
         "sft": ceiling.arm("sft", **SMALL), "distill": ceiling.arm("distill", loss="divergence", keep="all", **SMALL),
         "grpo": ceiling.arm("grpo", kl="k3", kl_beta=0.1, **SMALL),
         "rlp": ceiling.arm("rlp", max_thought_tokens=4, **SMALL),
     }  # fmt: skip
-    return Setting(TINY, mesh, {name: plain(arm) for name, arm in arms.items()}, 8, 16)
+    return Setting(model, mesh, {name: plain(arm) for name, arm in arms.items()}, 8, 16)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -32,6 +34,11 @@ def test_it_lowers_for_cuda(name):
     assert set(made) == set(PROGRAMS), "and there is no program beside them"
     exported = made[name]().export("cuda")
     assert exported.platforms == ("cuda",) and exported.nr_devices == 1 and len(exported.mlir_module_serialized) > 1000
+
+
+def test_a_model_that_recomputes_unrolled_layers_fills_its_cache():
+    unrolled = dataclasses.replace(TINY, scan_layers=False)
+    assert programs(setting(make_mesh(), unrolled))["prefill"]().lower().out_info
 
 
 # --- the judgement on collectives -----------------------------------------------------------------------------
