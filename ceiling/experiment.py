@@ -5,7 +5,8 @@ stage is a directory named by that hash, so rerunning a command continues where 
 changed value reruns the stages that depend on it and no others.
 
     prior -> teacher            per training seed
-    prior (+ teacher) -> arm    one per arm, all to the same ledger value
+    prior (+ teacher) -> arm    one per arm, all to the same ledger value (times the arm's `spend`)
+    arm -> arm                  where an arm starts from another, or is taught by it
     each policy -> evaluate     the base twice: its redraw is the null arm
     RLP arms -> gain            information gain against its controls
 
@@ -68,15 +69,19 @@ def plan(config: dict) -> list[Stage]:
 
         prior = add("prior", "prior", {}, train=config["prior"])
         add("base.evaluate", "evaluate", {"policy": prior, "base": prior}, "base", eval={**evaluation, "draw": 0})
-        teacher = None
-        for name, entry in config["arms"].items():
+        teacher, trained = None, {}
+        for name in schema.in_order(config["arms"]):
+            entry = config["arms"][name]
             entry = {**entry, "mix": schema.mix_of(entry, config)}
-            needs = {"prior": prior}
-            if entry["regime"] == "distill":
+            needs = {"start": trained.get(entry["start"], prior)}
+            if entry["regime"] == "distill" and not entry["teacher"]:
                 teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
                 needs["teacher"] = teacher
-            trained = add(name, "arm", needs, name, arm=entry, budget=config["budget"])
-            pair = {"policy": trained, "base": prior}
+            elif entry["regime"] == "distill":
+                needs["teacher"] = trained[entry["teacher"]]
+            budget = {**config["budget"], "flops": config["budget"]["flops"] * entry["spend"]}
+            trained[name] = add(name, "arm", needs, name, arm=entry, budget=budget)
+            pair = {"policy": trained[name], "base": prior}
             add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
             if entry["regime"] == "rlp":
                 gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],

@@ -177,10 +177,13 @@ def _meta(config, stages, finished, workdir, task, failed, complete) -> dict:
             {"name": NULL, "title": "base, drawn again", "regime": "none", "reads": [], "control": True,
              "description": "null arm: the same prior, fresh samples"}]  # fmt: skip
     for name, entry in config["arms"].items():
-        regime = regimes.load(entry["regime"])
-        arms.append({"name": name, "title": entry["title"] or name, "regime": entry["regime"],
-                     "reads": list(regime.reads(entry)), "control": entry["control"],
-                     "description": (regimes.summary_line(entry["regime"]))})  # fmt: skip
+        arm = {"name": name, "title": entry["title"] or name, "control": entry["control"]}
+        if entry["spend"]:
+            arm |= {"regime": entry["regime"], "reads": list(regimes.load(entry["regime"]).reads(entry)),
+                    "description": regimes.summary_line(entry["regime"])}  # fmt: skip
+        else:
+            arm |= {"regime": "none", "reads": [], "description": "no training: its start, steered or decoded its way"}
+        arms.append(arm)
     arms += [{"name": name, "title": title, "regime": "sft", "reads": ["text"], "control": False, "source": True,
               "description": description} for name, title, description in _SOURCES]  # fmt: skip
     notes = [f"seed {s}: the prior failed its gate and is left out of every figure and verdict" for s in sorted(failed)]

@@ -19,6 +19,7 @@ from ceiling.data import tokenizer_file
 from ceiling.devices import DEVICES
 from ceiling.model import source
 from ceiling.model.config import CHOICES, ModelConfig
+from ceiling.model.policy import RULES
 from ceiling.model.sharding import make_mesh, param_shardings
 from ceiling.regimes import base as regimes
 from ceiling.tasks import base as tasks
@@ -44,6 +45,14 @@ MODEL = Section(
     compute_dtype=text("float32", choices=("float32", "bfloat16")),
     scan_layers=flag(True), remat=text("", choices=CHOICES["remat"]), head_chunk_tokens=number(8192, whole=True, low=1),
 )  # fmt: skip
+ARM = loop.CONFIG | Section(
+    start=text("", doc="the arm whose trained policy this one starts from; empty: the prior"),
+    teacher=text("", doc="the arm that teaches this one (distill); empty: config.teacher"),
+    spend=number(1.0, low=0, doc="the arm's budget in units of config.budget.flops; 0: it trains nothing"),
+    decoding=text("sample", choices=RULES, doc="how the evaluation makes a response (ceiling/model/policy.py)"),
+    branches=number(10, whole=True, low=1, doc="first tokens that decoding=cot follows"),
+    opening=text("", doc="text that every response of the evaluation is made to start with"),
+)
 EVAL = Section(
     n=number(512, whole=True, low=2, doc="samples per problem"),
     temperature=number(1.0, low=0, high=100), top_p=number(1.0, low=1e-6, high=1),
@@ -82,7 +91,7 @@ def section(config) -> Section:
     for name, entry in config.get("arms", {}).items():
         if "regime" not in entry:
             raise ConfigError(f"config.arms.{name}.regime: missing; name a file in ceiling/regimes")
-        arm_sections[name] = loop.CONFIG | regimes.load(entry["regime"]).config
+        arm_sections[name] = ARM | regimes.load(entry["regime"]).config
     return Section(
         name=text("experiment"),
         seeds=numbers((1, 2, 3), whole=True, low=0, high=2**31 - 1, doc="training seeds; three or more for a verdict"),
@@ -115,8 +124,8 @@ def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
 
 
 def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
-    """One arm's configuration: the loop's and the regime's defaults with overrides."""
-    return (loop.CONFIG | regimes.load(regime).config).defaults(regime=regime, **overrides)
+    """One arm's configuration: the defaults of every arm and of the regime, with overrides."""
+    return (ARM | regimes.load(regime).config).defaults(regime=regime, **overrides)
 
 
 def validate(config) -> dict:
@@ -132,6 +141,15 @@ def validate(config) -> dict:
             raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
     for name, entry in {"prior": config["prior"], **config["arms"]}.items():
         _check_adapters(name, entry)
+    for name in in_order(config["arms"]):
+        if config["arms"][name]["teacher"] and config["arms"][name]["regime"] != "distill":
+            raise ConfigError(f"config.arms.{name}.teacher: only regime 'distill' is taught; leave it empty")
+        entry, start = config["arms"][name], config["arms"].get(config["arms"][name]["start"])
+        if start and start["steering"] and entry["spend"] and not entry["steering"]:
+            raise ConfigError(
+                f"config.arms.{name}.steering=False: its start {entry['start']!r} is steered, and vectors cannot be "
+                "merged into the weights; set steering=True or spend=0"
+            )
     architecture(config["model"], vocab_size=1)  # its own checks
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
@@ -210,8 +228,9 @@ def _check_adapters(name: str, entry: dict) -> None:
         loop.adapted(ModelConfig(vocab_size=1, width=2, ffn=1, layers=1, heads=1, kv_heads=1, head_dim=2), entry)
     except ValueError as error:
         raise ConfigError(f"config.arms.{name}: {error}") from None
-    if name == "prior" and entry["lora_rank"]:
-        raise ConfigError("config.prior.lora_rank: a model from scratch has nothing to adapt; set it in an arm")
+    if name == "prior" and (entry["lora_rank"] or entry["steering"]):
+        key = "lora_rank" if entry["lora_rank"] else "steering"
+        raise ConfigError(f"config.prior.{key}: a model from scratch has nothing to adapt; set it in an arm")
 
 
 def _check_teacher(config: dict, task, model: ModelConfig) -> None:
@@ -232,6 +251,25 @@ def _check_teacher(config: dict, task, model: ModelConfig) -> None:
             f"config.arms.{logits[0]}.loss=divergence: the teacher's logits have {size} entries, the student's "
             f"{model.vocab_size}; use loss=sequence"
         )
+
+
+def upstream(entry: dict) -> list[str]:
+    """Arms that an arm needs trained before it."""
+    return [name for name in (entry["start"], entry["teacher"]) if name]
+
+
+def in_order(arms: dict) -> list[str]:
+    """Names of the arms, each after those it needs. Raises ConfigError on an unknown name or a circle."""
+    out: list[str] = []
+    while left := [name for name in arms if name not in out]:
+        for name in left:
+            if unknown := [need for need in upstream(arms[name]) if need not in arms]:
+                raise ConfigError(f"config.arms.{name}: no arm {unknown[0]!r} to build on; known: {', '.join(arms)}")
+        ready = [name for name in left if set(upstream(arms[name])) <= set(out)]
+        if not ready:
+            raise ConfigError(f"config.arms.{left[0]}: the arms {', '.join(left)} need each other in a circle")
+        out += ready
+    return out
 
 
 def mix_of(entry: dict, config: dict) -> dict:

@@ -53,8 +53,8 @@ def adapted(checkpoint, tmp_path):
         layers[name] = 0.3 * jax.random.normal(jax.random.key(2), layers[name].shape)
     stage = make_stage(tmp_path / "stage", {"path": str(checkpoint)})
     save_params(stage / "params", params)
-    (stage / "adapters.json").write_text(json.dumps(
-        {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ["wq", "w_down"]}))  # fmt: skip
+    (stage / "policy.json").write_text(json.dumps(
+        {"model": {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ["wq", "w_down"]}}))  # fmt: skip
     return stage, forward(params, config, TOKENS)
 
 

@@ -61,6 +61,7 @@ class ModelConfig:
     lora_rank: int = 0  # rank of the adapters (model/lora.py); 0: none
     lora_alpha: float = 16.0  # adapters are added times alpha / rank
     lora_targets: tuple[str, ...] = PROJECTIONS  # adapted projections; also takes names in one string
+    steering: bool = False  # a trained vector per layer, added to the residual stream after it (model/steering.py)
     embed_std: float = 0.02  # initialiser scales; the lab trains from scratch with other values
     qk_bias_std: float = 0.0
     param_dtype: str = "float32"
@@ -149,6 +150,8 @@ def _block(c: ModelConfig) -> dict[str, tuple]:
     if c.qk_norm == "width":
         rows["q_norm"] = ((c.heads, c.head_dim), ("heads", "head_dim"), _norm_std(c))
         rows["k_norm"] = ((c.kv_heads, c.head_dim), ("kv_heads", "head_dim"), _norm_std(c))
+    if c.steering:
+        rows["steer"] = ((c.width,), ("norm",), 0.0)
     return rows | _adapters(c, rows)
 
 

@@ -23,9 +23,10 @@ from ceiling.model.sharding import param_shardings, put
 
 
 def trainable(config: ModelConfig) -> frozenset[str]:
-    """Paths of the table that training changes: the adapters, or everything where there are none."""
+    """Paths of the table that training changes: the adapters and steering vectors, or everything where there are
+    none of them."""
     paths = table(config).keys()
-    return frozenset(p for p in paths if _is_adapter(p)) if config.lora_rank else frozenset(paths)
+    return frozenset(p for p in paths if _is_adapter(p) or p == "layers/steer") or frozenset(paths)
 
 
 def add_lora(params: dict, config: ModelConfig, key: jax.Array) -> dict:

@@ -100,7 +100,10 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
         out_BTD = linear(p, config, "wo", out_BTNH.reshape(*out_BTNH.shape[:2], -1))
         x_BTD = x_BTD + _normed(p, "attn_post_norm", config, out_BTD)
         out_BTD = feed_forward(p, config, _normed(p, "mlp_norm", config, x_BTD))
-        x_BTD = constrain(x_BTD + _normed(p, "mlp_post_norm", config, out_BTD), "batch", None, None)
+        x_BTD = x_BTD + _normed(p, "mlp_post_norm", config, out_BTD)
+        if config.steering:
+            x_BTD = x_BTD + p["steer"]
+        x_BTD = constrain(x_BTD, "batch", None, None)
         return (x_BTD, state), None
 
     if config.remat and state is None:  # there is no backward pass through a cache

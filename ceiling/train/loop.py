@@ -47,6 +47,7 @@ CONFIG = optim.CONFIG | Section(
     lora_rank=number(0, whole=True, low=0, high=4096, doc="rank of the trained adapters; 0: every weight is trained"),
     lora_alpha=number(16.0, low=0, doc="adapters are added times alpha / rank"),
     lora_targets=text(" ".join(PROJECTIONS), doc="adapted projections"),
+    steering=flag(False, "train one vector per layer, added to the residual stream, and nothing else"),
 )
 
 
@@ -81,10 +82,10 @@ class Trained:
 
 
 def adapted(config: ModelConfig, cfg) -> ModelConfig:
-    """The model that an arm trains: the base, with the arm's adapters if it has any."""
-    if not cfg["lora_rank"]:
-        return config
-    return dataclasses.replace(config, **{key: cfg[key] for key in ("lora_rank", "lora_alpha", "lora_targets")})
+    """The model that an arm trains: where it starts from, with the arm's adapters and steering vectors if any."""
+    if cfg["lora_rank"]:
+        config = dataclasses.replace(config, **{key: cfg[key] for key in ("lora_rank", "lora_alpha", "lora_targets")})
+    return dataclasses.replace(config, steering=config.steering or cfg["steering"])
 
 
 class Trainer:

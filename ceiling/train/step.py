@@ -77,15 +77,13 @@ def make_step(
             loss_sum, denominator, metrics = loss(join(mine, rest), batch, frozen)
             return loss_sum, (denominator, metrics)
 
-        differentiate = jax.value_and_grad(total, has_aux=True)
-
         def accumulate(carry, batch):
-            (loss_sum, aux), grads = differentiate(mine, batch)
+            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(mine, batch)
             return jax.tree.map(jnp.add, carry, (loss_sum, aux, grads)), None
 
         one = jax.tree.map(lambda leaf: leaf[0], microbatches)
-        shapes = jax.eval_shape(differentiate, mine, one)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (*shapes[0], shapes[1]))
+        shapes = (*jax.eval_shape(total, mine, one), mine)  # the gradients are as the parameters: no need to trace them
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (loss_sum, (denominator, metrics), grads), _ = jax.lax.scan(accumulate, zeros, microbatches)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, grads)
