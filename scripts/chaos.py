@@ -1,11 +1,12 @@
 """Kill -9 at random moments, run again until it is finished, compare with the run that was never interrupted.
 
-    python scripts/chaos.py [--kills 100] [--seed 0] [--arms sft,distill,grpo,rlp] [--write docs/reliability.md]
+    python scripts/chaos.py [--kills 100] [--seed 0] [--arms sft,distill,grpo,rlp] [--write]
 
 A tiny experiment of all stages and regimes (SFT, distillation, GRPO, RLP) on the lab, with a checkpoint after every
 step. What must be equal, bit for bit: parameters, ledgers (seconds aside), metrics, sampled records, gains. After
 each kill every metrics and results file must parse. Processes are forks of this one, which imports everything and
-computes nothing: a kill costs no start-up. Exit code 1 if anything differs.
+computes nothing: a kill costs no start-up. --write puts the table into docs/reliability.md. Exit code 1 if anything
+differs.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import tempfile
 import time
 
 KILL_AFTER_CPU_S = 2.5  # mean of an exponential: most within a stage, some only after several
-BEGIN, END = "<!-- chaos -->", "<!-- /chaos -->"
 
 
 def config(arms: list[str]):
@@ -35,6 +35,7 @@ def config(arms: list[str]):
         "distill": ceiling.arm("distill", keep="all", **small),
         "grpo": ceiling.arm("grpo", entropy_bonus=0.1, **small),
         "rlp": ceiling.arm("rlp", max_thought_tokens=8, **small),
+        "adapters": ceiling.arm("grpo", entropy_bonus=0.1, lora_rank=2, **small),
     }
     out = ceiling.defaults("lab", arms={name: every[name] for name in arms})
     out.seeds = (1,)
@@ -48,6 +49,11 @@ def config(arms: list[str]):
     out.eval.update(n=4, ks=(1, 2, 4), verdict_k=2, likelihood_samples=1, gain_samples=2)
     out.checkpoint.every_steps = 1
     return out
+
+
+def get_config(arms: str):
+    """The same for the command: `--config scripts/chaos.py:sft,rlp`."""
+    return config(arms.split(","))
 
 
 def in_child(work, *, kill_after_cpu_s: float | None = None) -> int | None:
@@ -195,19 +201,14 @@ def chaos(workdir: pathlib.Path, kills: int, seed: int, arms: list[str]) -> tupl
     return hits, wrong, facts
 
 
-def table(hits: collections.Counter, wrong: list[str], facts: dict, seed: int) -> str:
-    """The result as Markdown."""
+def by_place(hits: collections.Counter) -> list[list[str]]:
+    """Rows of the table: a stage, the kills in it, those during a save and those between two."""
     places: dict[str, collections.Counter] = {}
     for place, count in hits.items():
         name, _, moment = place.partition(", ")
         places.setdefault(name, collections.Counter())[moment] += count
-    rows = [f"| {name} | {sum(m.values())} | {m['during a save']} | {m['after a save']} |"
+    return [[name, *(f"{count}" for count in (m.total(), m["during a save"], m["after a save"]))]
             for name, m in sorted(places.items())]  # fmt: skip
-    verdict = "every one bit-equal to the uninterrupted run" if not wrong else f"WRONG: {'; '.join(wrong)}"
-    return "\n".join([
-        f"{hits.total()} kills (seed {seed}) in {facts['runs']} runs; {verdict}.", "",
-        "| killed in | kills | of these during a save | between two saves |", "|---|---|---|---|", *rows,
-    ])  # fmt: skip
 
 
 def main() -> int:
@@ -216,7 +217,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", default="sft,distill,grpo,rlp")
     parser.add_argument("--workdir", type=pathlib.Path, help="kept; without it a temporary directory is used")
-    parser.add_argument("--write", type=pathlib.Path, help=f"file whose part between {BEGIN} and {END} is replaced")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workdir = arguments.workdir or pathlib.Path(temporary)
@@ -230,11 +231,15 @@ def main() -> int:
         import ceiling.stages  # noqa: F401
 
         hits, wrong, facts = chaos(workdir, arguments.kills, arguments.seed, arguments.arms.split(","))
-    text = table(hits, wrong, facts, arguments.seed)
+    import tables  # beside this file, which tests load without its folder
+
+    verdict = "every one bit-equal to the uninterrupted run" if not wrong else f"WRONG: {'; '.join(wrong)}"
+    text = f"{hits.total()} kills (seed {arguments.seed}) in {facts['runs']} runs; {verdict}.\n\n" + tables.markdown(
+        ["killed in", "kills", "of these during a save", "between two saves"], by_place(hits)
+    )
     print(text)
     if arguments.write:
-        before, _, rest = arguments.write.read_text().partition(BEGIN)
-        arguments.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        tables.write(tables.RELIABILITY, "scripts/chaos.py", text)
     return 1 if wrong else 0
 
 

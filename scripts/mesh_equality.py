@@ -1,14 +1,14 @@
 """Eight simulated devices against one: every regime's update, sampling and scoring, for every shape of mesh.
 
-    python scripts/mesh_equality.py            # prints the table and writes it into docs/reliability.md
+    python scripts/mesh_equality.py [--write]      # prints the table; --write puts it into docs/reliability.md
 
 Float32 on CPU. An update is compared in its loss and in Adam's first moment after it, which is the gradient times a
 constant: the largest difference, as a share of the largest entry. Sampling must give the same tokens; its recorded
 log-probabilities, and scores, are compared in nats. Exit status 1 where a difference exceeds TOLERANCE.
 """
 
+import argparse
 import os
-import pathlib
 import sys
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import tables  # noqa: E402
 
 import ceiling  # noqa: E402
 from ceiling.config import plain  # noqa: E402
@@ -28,10 +29,8 @@ from ceiling.rollout.scoring import score  # noqa: E402
 
 TOLERANCE = 1e-4
 MESHES = {"1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x4": (1, 2, 4), "4x2": (1, 4, 2), "2x2x2": (2, 2, 2)}
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- scripts/mesh_equality.py -->", "<!-- end of scripts/mesh_equality.py -->"
 CONFIG = ModelConfig(vocab_size=32, width=16, ffn=32, layers=2, heads=8, kv_heads=4, head_dim=4, tied=False,
-                     embed_std=1.0, qk_norm="head", remat=True, head_chunk_tokens=16)  # fmt: skip
+                     embed_std=1.0, qk_norm="head", remat="block", head_chunk_tokens=16)  # fmt: skip
 PROMPT, RESPONSE = 6, 10
 BATCH = dict(prompts_per_step=4, samples_per_prompt=4, microbatches=2)
 ARMS = {
@@ -114,29 +113,19 @@ def compare() -> list[tuple[str, dict[str, float]]]:
     return [*out, ("sampling: equal tokens, log-probs", sampled), ("scoring: log-probs", scored)]
 
 
-def page(found) -> str:
-    head = ["", *MESHES]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    lines += [" | ".join([name, *(f"{row[mesh]:.1e}" for mesh in MESHES)]) for name, row in found]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def main() -> int:
-    found = compare()
-    text = (
-        f"{BEGIN}\n## One device, eight devices\n\nLargest difference between one device and eight simulated ones, "
-        "float32 on CPU; two numbers of a mesh are fsdp x tensor except 8x1, which is 8 along data, and three are "
-        f"data x fsdp x tensor. Every sampled token is equal. Tolerance {TOLERANCE:g}; written by "
-        f"`scripts/mesh_equality.py`.\n\n{page(found)}\n{END}\n"
-    )
-    old = PAGE.read_text() if PAGE.exists() else "# Reliability\n\n"
-    if BEGIN in old:
-        head, tail = old.split(BEGIN)[0], old.split(END)[1].lstrip("\n")
-        PAGE.write_text(head + text + (f"\n{tail}" if tail else ""))
-    else:
-        PAGE.write_text(old.rstrip("\n") + "\n\n" + text)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    write, found = parser.parse_args().write, compare()
+    rows = [[name, *(f"{row[mesh]:.1e}" for mesh in MESHES)] for name, row in found]
+    worst = max(max(row.values()) for _, row in found)
+    good = f"every sampled token is equal, and no difference is above {TOLERANCE:g}"
+    verdict = good if worst <= TOLERANCE else f"WRONG: a difference above {TOLERANCE:g}, or another token (inf)"
+    text = f"Largest differences; {verdict}.\n\n{tables.markdown(['', *MESHES], rows)}"
     print(text)
-    return int(max(max(row.values()) for _, row in found) > TOLERANCE)
+    if write:
+        tables.write(tables.RELIABILITY, "scripts/mesh_equality.py", text)
+    return int(worst > TOLERANCE)
 
 
 if __name__ == "__main__":

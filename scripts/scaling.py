@@ -9,6 +9,7 @@ Programs and slices are those of ceiling/plan/slices.py. Abstract arguments only
 import os
 import pathlib
 
+import tables
 from absl import app, flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,7 +21,6 @@ from ceiling.plan.slices import PROGRAMS, SLICES, planned, setting  # noqa: E402
 
 _FRESH = flags.DEFINE_bool("fresh", False, "compile everything again")
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scaling.md"
-BEGIN, END = "<!-- scripts/scaling.py -->", "<!-- end of scripts/scaling.py -->"
 HEAD = ["program", "arguments", "outputs", "temporaries", "code", "of the chip", "plan / compiler", "TFLOP",
         *compiled.KINDS]  # fmt: skip
 
@@ -45,8 +45,7 @@ def row(at, here, made, name: str) -> list[str]:
 def section(at) -> str:
     here = setting(at)
     made = programs(here)
-    lines = [HEAD, ["---"] * len(HEAD), *(row(at, here, made, name) for name in PROGRAMS)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = tables.markdown(HEAD, [row(at, here, made, name) for name in PROGRAMS])
     micro = next(iter(here.arms.values()))["microbatches"]
     return (
         f"### {at}: {at.chips} chips, {DEVICES[at.device].memory / 1e9:.0f} GB each\n\n"
@@ -56,10 +55,9 @@ def section(at) -> str:
 
 
 def main(_) -> None:
-    text = f"{BEGIN}\n" + "\n".join(section(at) for at in SLICES) + END
-    old = PAGE.read_text()
-    PAGE.write_text(old.split(BEGIN)[0] + text + old.split(END)[1])
+    text = "\n".join(section(at) for at in SLICES)
     print(text)
+    tables.write(PAGE, "scripts/scaling.py", text)
 
 
 if __name__ == "__main__":
