@@ -1,8 +1,7 @@
 """Runs of the command in one process or in several on this machine, all in processes of their own."""
 
-import os
+import importlib.util
 import pathlib
-import socket
 import subprocess
 import sys
 import types
@@ -10,6 +9,9 @@ import types
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("host_equality", ROOT / "scripts" / "host_equality.py")
+script = importlib.util.module_from_spec(_spec)  # its launching and its comparison are those of the tests
+_spec.loader.exec_module(script)
 # One GRPO arm and one SFT arm, as small as they get. An untrained model is never right, so GRPO's entropy bonus is
 # what gives it a gradient. Saves after every step.
 LAB = """
@@ -63,61 +65,18 @@ except (RuntimeError, ValueError) as error:
 
 def talk(deeds: dict[int, str], start_s: float = 100, heartbeat_s: float = 60) -> list[subprocess.Popen]:
     """Processes that join as two, and then do something each; deeds: {rank: what} of those that are started."""
-    port, *timeouts = map(str, (free_port(), start_s, heartbeat_s))
+    port, *timeouts = map(str, (script.free_port(), start_s, heartbeat_s))
     return [
         subprocess.Popen([sys.executable, "-c", TALK, str(rank), port, *timeouts, deed], cwd=ROOT, text=True,
-                         env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                         env=script.environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for rank, deed in deeds.items()
     ]  # fmt: skip
 
 
-def free_port() -> int:
-    """A port whose neighbour below is free too: both are used."""
-    while True:
-        with socket.socket() as one, socket.socket() as below:
-            one.bind(("", 0))
-            try:
-                below.bind(("", one.getsockname()[1] - 1))
-            except OSError:
-                continue
-            return one.getsockname()[1]
-
-
-def environment(devices: int) -> dict[str, str]:
-    """A user's, with so many CPU devices, and no settings of this test process but how much XLA optimises."""
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    flags += [f"--xla_force_host_platform_device_count={devices}"]
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join(flags)}
-
-
-def start(config, workdir, *arguments, devices: int = 1) -> subprocess.Popen:
-    words = [sys.executable, "-m", "ceiling", "--config", str(config), "--workdir", str(workdir), *arguments]
-    return subprocess.Popen(words, cwd=ROOT, env=environment(devices), text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)  # fmt: skip
-
-
-def start_two(config, workdir, *arguments, own=((), ())) -> list[subprocess.Popen]:
-    """Two processes of one run; own: arguments of each alone."""
-    hosts = {"processes": 2, "coordinator": f"localhost:{free_port()}", "start_timeout_s": 120,
-             "heartbeat_timeout_s": 30}  # fmt: skip
-    common = [f"--config.hosts.{key}={value}" for key, value in hosts.items()]
-    return [start(config, workdir, *common, *arguments, *own[r], f"--config.hosts.process={r}") for r in (0, 1)]
-
-
-def end(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each; none outlives the test."""
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.fixture(scope="session")
 def runs():
-    return types.SimpleNamespace(start=start, start_two=start_two, talk=talk, end=end, environment=environment,
-                                 free_port=free_port, root=ROOT)  # fmt: skip
+    names = ("start", "start_two", "end", "environment", "free_port", "compare")
+    return types.SimpleNamespace(talk=talk, root=ROOT, **{name: getattr(script, name) for name in names})
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +90,6 @@ def lab_config(tmp_path_factory):
 def alone(lab_config):
     """The run of one process with two devices."""
     workdir = lab_config.parent / "alone"
-    ((code, _, errors),) = end([start(lab_config, workdir, devices=2)])
+    ((code, _, errors),) = script.end([script.start(lab_config, workdir, devices=2)])
     assert code == 0, errors
     return workdir
