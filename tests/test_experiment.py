@@ -96,9 +96,12 @@ class Run:
         self.workdir, self.file, self.stdout, self.stderr = workdir, file, stdout, stderr
 
     def copy(self, to):
-        """The same stages in another directory, and a configuration that may be changed."""
+        """The same stages in another directory, and a configuration that may be changed. Only its tables are asked for:
+        drawing the page takes longer than most of these tests."""
         shutil.copytree(self.workdir / "stages", to / "stages")
-        return to, load(self.file)
+        config = load(self.file)
+        config.report.html = False
+        return to, config
 
 
 @pytest.fixture(scope="module")
@@ -480,6 +483,7 @@ def test_a_fifth_regime_is_one_new_file_and_one_config(reference, tmp_path, monk
     (tmp_path / "package/fifth_for_test.py").write_text(FIFTH)
     monkeypatch.setattr(ceiling.regimes, "__path__", [*ceiling.regimes.__path__, str(tmp_path / "package")])
     workdir, config = reference.copy(tmp_path / "run")
+    config.report.html = True
     fifth = dict(prompts_per_step=2, samples_per_prompt=2, pool=8, lr=1e-2)
     base = {
         **ceiling.config.plain(config),

@@ -16,6 +16,7 @@ def test_nothing_is_run_from_a_prior_that_failed_its_gate(tmp_path):
     config.eval.update(n=4, ks=(1, 2, 4), verdict_k=2)
 
     for config.workers in (1, 2):  # the second call finds the prior there, and decides the same
+        config.report.html = config.workers == 1
         result = ceiling.run(config, tmp_path)
         assert [path.name for path in (tmp_path / "stages" / "seed1").iterdir()] == ["prior"]
         assert result.curves == [] and result.verdicts == []

@@ -11,24 +11,27 @@ import json
 import os
 from pathlib import Path
 
-from ceiling.report import page
 from ceiling.report.view import TABLES, View, build
 
 __all__ = ["TABLES", "write"]
 
 
-def write(results: dict, directory) -> Path:
-    """Write report.html, results.json and csv/<table>.csv into `directory`; returns the page's path."""
+def write(results: dict, directory, *, html: bool = True) -> Path:
+    """Write csv/<table>.csv, results.json and, unless it is not wanted, report.html into `directory`; returns the path
+    of the last one."""
     directory = Path(directory)
     (directory / "csv").mkdir(parents=True, exist_ok=True)
     view = build(results)
     for name in TABLES:
         _replace(directory / "csv" / f"{name}.csv", _csv(view, name))
-    _replace(directory / "results.json", json.dumps(view.results, indent=1, allow_nan=False) + "\n")
-    # The page comes last: whatever it links to is already there.
-    report = directory / "report.html"
-    _replace(report, page.html(view))
-    return report
+    path = directory / "results.json"
+    _replace(path, json.dumps(view.results, indent=1, allow_nan=False) + "\n")
+    if html:  # last: whatever the page links to is already there
+        from ceiling.report import page  # Matplotlib takes longer to import than a configuration to be refused
+
+        path = directory / "report.html"
+        _replace(path, page.html(view))
+    return path
 
 
 def _csv(view: View, name: str) -> str:
