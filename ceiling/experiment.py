@@ -6,9 +6,11 @@ changed value reruns the stages that depend on it and no others.
 
     prior -> teacher            per training seed
     prior (+ teacher) -> arm    one per arm, all to the same ledger value (times the arm's `spend`)
-    arm -> arm                  where an arm starts from another, or is taught by it
+    arm -> arm                  where an arm starts from another, is taught by it, or picks its problems by it
+    prior or arm -> labels      majority answers, where an arm that starts there is paid by them
     each policy -> evaluate     the base twice: its redraw is the null arm
     RLP arms -> gain            information gain against its controls
+    prior or arm -> sae         where an arm is steered by a feature of its start
 
 Example:
     config = ceiling.defaults("lab", arms={"grpo": ceiling.arm("grpo", lr=7e-4)})
@@ -69,7 +71,7 @@ def plan(config: dict) -> list[Stage]:
 
         prior = add("prior", "prior", {}, train=config["prior"])
         add("base.evaluate", "evaluate", {"policy": prior, "base": prior}, "base", eval={**evaluation, "draw": 0})
-        teacher, trained = None, {}
+        teacher, trained, autoencoders, labelled = None, {}, {}, {}
         for name in schema.in_order(config["arms"]):
             entry = config["arms"][name]
             entry = {**entry, "mix": schema.mix_of(entry, config)}
@@ -79,6 +81,21 @@ def plan(config: dict) -> list[Stage]:
                 needs["teacher"] = teacher
             elif entry["regime"] == "distill":
                 needs["teacher"] = trained[entry["teacher"]]
+            if entry["vectors"].startswith("sae"):
+                home = entry["start"] or "prior"
+                if home not in autoencoders:
+                    autoencoders[home] = add(f"{home}.sae", "sae", {"start": needs["start"]}, sae=config["sae"])
+                needs["sae"] = autoencoders[home]
+            if samples := schema.label_samples(entry):
+                home = entry["start"] or "prior"
+                asked = {key: entry[key] for key in ("mix", "pool", "slots", "max_verifier_errors")} | {"samples": samples}
+                number = sum(name == home for name, _ in labelled) + 1
+                if (home, digest(asked)) not in labelled:
+                    title = f"{home}.labels" + (str(number) if number > 1 else "")
+                    labelled[home, digest(asked)] = add(title, "labels", {"start": needs["start"]}, labels=asked)
+                needs["labels"] = labelled[home, digest(asked)]
+            if entry["select_from"]:
+                needs["history"] = trained[entry["select_from"]]
             budget = {**config["budget"], "flops": config["budget"]["flops"] * entry["spend"]}
             trained[name] = add(name, "arm", needs, name, arm=entry, budget=budget)
             pair = {"policy": trained[name], "base": prior}

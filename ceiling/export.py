@@ -33,6 +33,11 @@ def export(stage, out, dtype: str | None = None) -> ModelConfig:
     section = settings["model"]
     vocab_size = 0 if section["path"] or section["preset"] else schema.load_task(settings).tokenizer.vocab_size
     policy = stages.load_policy(stage, schema.architecture(section, vocab_size), make_mesh())
+    if policy.config.steering:
+        raise ConfigError(
+            f"--stage={str(stage)!r}: its policy is steered, and the Hugging Face layout has no place for vectors; "
+            "name the stage that it started from, or sample from this one with python -m ceiling.evaluate"
+        )
     config, params = merge_lora(policy.params, policy.config)
     if dtype is not None:
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
@@ -57,8 +62,11 @@ def _settings(stage: pathlib.Path) -> dict:
 
 def _tokenizer_home(stage: pathlib.Path, section: dict) -> str | None:
     """The checkpoint that brought the tokenizer: a pointer's own (a teacher may be another), or the prior's."""
-    pointer = stage / "checkpoint.json"
-    return json.loads(pointer.read_text("utf-8"))["path"] if pointer.exists() else section["path"] or None
+    file = stage / "checkpoint.json"
+    pointer = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if "stage" in pointer:
+        return _tokenizer_home(stage / pointer["stage"], section)
+    return pointer.get("path") or section["path"] or None
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ def forward_flops(config, lengths, *, causal: bool = True, head_tokens=None) -> 
 
 
 def train_flops(config, lengths, *, causal: bool = True) -> float:
-    """FLOPs of forward and backward: three forwards where every weight is trained. With adapters the frozen
-    matrices have activation gradients only (one more forward); adapters and attention, whose factors
-    are all differentiated, still cost three. Every layer is priced alike, as a scan executes them."""
+    """FLOPs of forward and backward: three forwards where every weight is trained. With adapters or steering
+    vectors the frozen matrices have activation gradients only (one more forward); adapters and attention, whose
+    factors are all differentiated, still cost three. Every layer is priced alike, as a scan executes them."""
     linear, adapters, attention, head = _products(config, lengths, causal=causal, head_tokens=None)
-    if not config.lora_rank:
+    if not (config.lora_rank or config.steering):
         return TRAIN_FACTOR * (linear + attention + head)
     return 2.0 * (linear + head) + TRAIN_FACTOR * (adapters + attention)
 

@@ -17,14 +17,16 @@ import numpy as np
 from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
 from ceiling.data import tokenizer_file
 from ceiling.devices import DEVICES
-from ceiling.model import source
+from ceiling.model import sae, source
 from ceiling.model.config import CHOICES, ModelConfig
-from ceiling.model.policy import RULES
+from ceiling.model.policy import PICKS, RULES
 from ceiling.model.sharding import make_mesh, param_shardings
 from ceiling.regimes import base as regimes
+from ceiling.rollout import decoding
 from ceiling.tasks import base as tasks
 from ceiling.train import loop
 
+VECTORS = ("random", "shuffled", "sae", "sae_random")  # what may be put into an arm's start
 NULL = "base_redraw"  # the base sampled a second time: what "no change" looks like
 
 MODEL = Section(
@@ -49,10 +51,31 @@ ARM = loop.CONFIG | Section(
     start=text("", doc="the arm whose trained policy this one starts from; empty: the prior"),
     teacher=text("", doc="the arm that teaches this one (distill); empty: config.teacher"),
     spend=number(1.0, low=0, doc="the arm's budget in units of config.budget.flops; 0: it trains nothing"),
+    examples=number(0, whole=True, low=0, doc="problems of the pool that the arm trains on; 0: all of them"),
+    select=text("first", doc="which ones: first, variance (of their accuracy in arm select_from), or ids, e.g. '17 203'"),
+    select_from=text("", doc="the arm whose training history select=variance ranks the problems by"),
     decoding=text("sample", choices=RULES, doc="how the evaluation makes a response (ceiling/model/policy.py)"),
     branches=number(10, whole=True, low=1, doc="first tokens that decoding=cot follows"),
+    pick=text("sum", choices=PICKS, doc="decoding=cot answers by its surest path, or by its paths' sum per answer"),
     opening=text("", doc="text that every response of the evaluation is made to start with"),
+    vectors=text("", choices=("", *VECTORS), doc="steering vectors put into the start of an arm with spend=0: random "
+                 "or shuffled ones for its own, an SAE feature's direction, or a random one of that norm"),
+    strength=number(1.0, low=-1e3, high=1e3, doc="factor on them; a feature's vector has its largest activation"),
+    feature=number(0, whole=True, low=0, high=15, doc="rank by its score of the feature that vectors=sae steers by"),
 )
+SAE = Section(
+    layer=number(0, whole=True, low=0, doc="layer, from 0, whose activations are decomposed and steered"),
+    kind=text("topk", choices=sae.KINDS), latents=number(512, whole=True, low=2),
+    k=number(8, whole=True, low=1, doc="active latents of a token (topk)"),
+    l1=number(5.0, low=0, doc="weight of the penalty (l1), for activations of mean square norm `width`"),
+    documents=number(2048, whole=True, low=10, doc="of the prior's corpus; a tenth measures the autoencoder"),
+    steps=number(2000, whole=True, low=1), tokens_per_step=number(1024, whole=True, low=1),
+    lr=number(1e-3, low=0, high=10),
+    words=text("", doc="texts whose neighbourhood the features are scored by, separated by spaces"),
+    before=number(2, whole=True, low=0, doc="tokens before a word that count as near it"),
+    after=number(3, whole=True, low=0, doc="tokens after it"),
+    alpha=number(0.7, low=0, doc="weight of the entropy over words in a feature's score"),
+)  # fmt: skip
 EVAL = Section(
     n=number(512, whole=True, low=2, doc="samples per problem"),
     temperature=number(1.0, low=0, high=100), top_p=number(1.0, low=1e-6, high=1),
@@ -102,11 +125,12 @@ def section(config) -> Section:
         model=MODEL, prior=PRETRAIN, teacher=TEACHER,
         budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
         train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
-        arms=Section(**arm_sections), eval=EVAL,
+        arms=Section(**arm_sections), sae=SAE, eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
         plan=PLAN, checkpoint=CHECKPOINT, hosts=HOSTS,
         report=Section(
             every_s=number(90, low=0, doc="seconds between updates of the report while running"),
+            html=flag(True, "draw report.html; off: results.json and CSV alone, for runs that only feed a table"),
             pair=text("", doc="two arms and a group to show side by side, e.g. 'grpo grpo_x X'"),
         ),
     )  # fmt: skip
@@ -144,13 +168,7 @@ def validate(config) -> dict:
     for name in in_order(config["arms"]):
         if config["arms"][name]["teacher"] and config["arms"][name]["regime"] != "distill":
             raise ConfigError(f"config.arms.{name}.teacher: only regime 'distill' is taught; leave it empty")
-        entry, start = config["arms"][name], config["arms"].get(config["arms"][name]["start"])
-        if start and start["steering"] and entry["spend"] and not entry["steering"]:
-            raise ConfigError(
-                f"config.arms.{name}.steering=False: its start {entry['start']!r} is steered, and vectors cannot be "
-                "merged into the weights; set steering=True or spend=0"
-            )
-    architecture(config["model"], vocab_size=1)  # its own checks
+    _check_vectors(config, architecture(config["model"], vocab_size=1).layers)
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
     if config["hosts"]["processes"] != 1 and config["workers"] != 1:
@@ -174,6 +192,8 @@ def validate(config) -> dict:
                 f"config.arms.{name}.samples_per_prompt={entry['samples_per_prompt']}: group advantages need at least 2"
             )
         total = entry["prompts_per_step"] * entry["samples_per_prompt"]
+        _check_subset(f"config.arms.{name}", entry)
+        _check_signal(f"config.arms.{name}", entry)
         for key in ("minibatches", "microbatches"):
             if total % entry[key]:
                 raise ConfigError(
@@ -205,15 +225,32 @@ def check_against_task(config: dict, task) -> None:
         try:
             task.training(mix_of(entry, config), entry["pool"])
             rounds = regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+            for other in [entry["select_from"]] if entry["select_from"] else []:
+                _check_history(other, config["arms"][other], task)
             for stop in {r.stop for r in rounds} - {None}:
                 if len(task.tokenizer.encode(stop)) != 1:
                     raise ConfigError(f"{stop!r} ends a response but is not one token of the tokenizer")
+            tokenizer, rule = task.tokenizer, decoding.configured(entry, task.tokenizer)
+            decoding.check(rule, tokenizer.stop_ids, tokenizer.vocab_size, task.max_response_tokens)
+            if rule.rule == "cot" and not hasattr(task, "answer_span"):
+                raise ConfigError(f"decoding=cot chooses by answers, and task {task.name} does not say where they stand")
         except ValueError as error:
             raise ConfigError(f"config.arms.{name}: {error}") from None
+    try:
+        task.tokenizer.encode("".join(config["sae"]["words"].split()))
+    except ValueError as error:
+        raise ConfigError(f"config.sae.words: {error}") from None
     model = check_vocabulary(config, task)
     _check_teacher(config, task, model)
     if math.prod(config["mesh"].values()) > 1:
         param_shardings(model, make_mesh(**config["mesh"]))
+
+
+def _check_history(name: str, entry: dict, task) -> None:
+    """Only an arm whose own samples are judged has accuracies to rank problems by."""
+    rounds = regimes.load(entry["regime"]).rounds(entry, task, np.random.default_rng(0))
+    if not entry["spend"] or not any(r.judged and r.model == "policy" for r in rounds):
+        raise ConfigError(f"select_from={name!r}: that arm has no judged samples of its own; name one that has (grpo)")
 
 
 def check_vocabulary(config: dict, task) -> ModelConfig:
@@ -231,6 +268,41 @@ def _check_adapters(name: str, entry: dict) -> None:
     if name == "prior" and (entry["lora_rank"] or entry["steering"]):
         key = "lora_rank" if entry["lora_rank"] else "steering"
         raise ConfigError(f"config.prior.{key}: a model from scratch has nothing to adapt; set it in an arm")
+
+
+def _check_vectors(config: dict, layers: int) -> None:
+    """Steering has something to act on, and a control differs from what it controls."""
+    arms, steered = config["arms"], {"": False}
+    for name in in_order(arms):
+        entry, key, kind = arms[name], f"config.arms.{name}", arms[name]["vectors"]
+        start, of_start = entry["start"] or "prior", steered[entry["start"]]
+        steered[name] = bool(of_start or entry["steering"] or kind)
+        if of_start and entry["spend"] and not entry["steering"]:
+            raise ConfigError(
+                f"{key}.steering=False: its start {start!r} is steered, and vectors cannot be merged into the weights; "
+                "set steering=True or spend=0"
+            )
+        if kind and entry["spend"]:
+            raise ConfigError(f"{key}.vectors={kind!r}: given vectors are evaluated, not trained; set spend=0")
+        if entry["strength"] != 1 and not kind:
+            raise ConfigError(f"{key}.strength={entry['strength']}: no vectors to scale; set {key}.vectors, or 1")
+        if kind in ("random", "shuffled") and not of_start:
+            raise ConfigError(f"{key}.vectors={kind!r}: {start!r} has no vectors; start from a steered arm")
+        if kind == "shuffled" and layers == 1:
+            raise ConfigError(f"{key}.vectors='shuffled': the vector of one layer has no other place; use 'random'")
+        if kind.startswith("sae"):
+            _check_autoencoder(config["sae"], layers, key)
+            if entry["feature"] >= config["sae"]["latents"]:
+                raise ConfigError(f"{key}.feature={entry['feature']}: config.sae.latents={config['sae']['latents']}")
+
+
+def _check_autoencoder(entry: dict, layers: int, asking: str) -> None:
+    if entry["layer"] >= layers:
+        raise ConfigError(f"config.sae.layer={entry['layer']}: the model has layers 0 to {layers - 1}")
+    if entry["kind"] == "topk" and entry["k"] > entry["latents"]:
+        raise ConfigError(f"config.sae.k={entry['k']} is above config.sae.latents={entry['latents']}; lower it")
+    if not entry["words"].split():
+        raise ConfigError(f"config.sae.words is empty, and {asking}.vectors needs them to choose a feature; name some")
 
 
 def _check_teacher(config: dict, task, model: ModelConfig) -> None:
@@ -253,9 +325,56 @@ def _check_teacher(config: dict, task, model: ModelConfig) -> None:
         )
 
 
+def _check_subset(key: str, entry: dict) -> None:
+    """The choice of training problems is complete and does not contradict itself."""
+    count, select = entry["examples"], entry["select"]
+    if count > entry["pool"]:
+        raise ConfigError(f"{key}.examples={count} is more than its pool of {entry['pool']}; lower it or raise pool")
+    if (select == "variance") != bool(entry["select_from"]):
+        raise ConfigError(
+            f"{key}.select_from={entry['select_from']!r} with select={select!r}: select=variance, and nothing else, "
+            "ranks by the history of another arm; set both or neither"
+        )
+    if select == "variance" and not count:
+        raise ConfigError(f"{key}.examples=0: select=variance picks that many problems; set it")
+    if select not in ("first", "variance"):
+        words = select.split()
+        if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+            raise ConfigError(f"{key}.select={select!r} is not allowed; use first | variance | different problem ids")
+        if count not in (0, len(words)):
+            raise ConfigError(f"{key}.examples={count}: select names {len(words)} problems; set it to that, or to 0")
+
+
+def _check_signal(key: str, entry: dict) -> None:
+    """A policy gradient's settings that only make sense together. Regimes without such a key are not asked."""
+    get = entry.get
+    if get("advantage") == "pass_at_k" and entry["pass_k"] >= entry["samples_per_prompt"]:
+        raise ConfigError(
+            f"{key}.pass_k={entry['pass_k']} must be below samples_per_prompt={entry['samples_per_prompt']}: "
+            "the baseline of a sample is the subsets of k without it"
+        )
+    if get("remedy") == "kl_cov" and entry["minibatches"] * entry["epochs"] == 1:
+        raise ConfigError(
+            f"{key}.remedy=kl_cov: its |log rho| has no gradient at rho = 1, so with one update per rollout it does "
+            "nothing; raise minibatches or epochs"
+        )
+    if get("remedy") == "clip_cov" and entry["cov_low"] > entry["cov_high"]:
+        raise ConfigError(f"{key}.cov_low={entry['cov_low']} is above cov_high={entry['cov_high']}; no token is between")
+    never = get("reward") == "none" or get("reward") == "random" and entry["gamma"] in (0, 1)
+    if never and get("drop_uninformative"):
+        raise ConfigError(f"{key}.drop_uninformative=True: reward={entry['reward']} pays every group alike; set it False")
+    if entry["reset_every"] and get("kl", "none") == "none":
+        raise ConfigError(f"{key}.reset_every={entry['reset_every']}: there is no reference to reset; set kl, or 0")
+
+
+def label_samples(entry: dict) -> int:
+    """Samples per problem that an arm's majority labels are voted from; 0: it needs no labels."""
+    return regimes.load(entry["regime"]).labels(entry) if entry["spend"] else 0
+
+
 def upstream(entry: dict) -> list[str]:
     """Arms that an arm needs trained before it."""
-    return [name for name in (entry["start"], entry["teacher"]) if name]
+    return [name for name in (entry["start"], entry["teacher"], entry["select_from"]) if name]
 
 
 def in_order(arms: dict) -> list[str]:

@@ -37,8 +37,8 @@ def forward(params, config: ModelConfig, tokens_BT, *, positions_BT=None, segmen
     return unembed(params, config, hidden(params, config, tokens_BT, positions_BT, segments_BT))
 
 
-def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_BT=None):
-    """Final normalised activations [B, T, D] in the compute dtype."""
+def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_BT=None, *, normalise: bool = True):
+    """Final normalised activations [B, T, D] in the compute dtype; without `normalise`, the residual stream itself."""
     T = tokens_BT.shape[1]
     index_T = jnp.arange(T)
     distance_BTT = (index_T[:, None] - index_T[None, :])[None]
@@ -52,8 +52,8 @@ def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_B
         mask = within_window(config, local, mask_BTT, distance_BTT)
         return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask), state
 
-    x_BTD, _ = run_blocks(params, config, embed(params, config, tokens_BT), positions_BT, attend, None)
-    return x_BTD
+    x_BTD = embed(params, config, tokens_BT)
+    return run_blocks(params, config, x_BTD, positions_BT, attend, None, normalise=normalise)[0]
 
 
 def embed(params, config: ModelConfig, tokens):
@@ -86,9 +86,9 @@ def project(x, w, **kwargs):
     return out.reshape(*x.shape[:-1], *w.shape[1 if w.shape[0] == inputs else 2 :])
 
 
-def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callable, state):
-    """All blocks and the final norm. `attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state)` returns
-    (out_BTNH, state), `local` being what `within_window` takes; queries arrive scaled. `state` (a cache, or
+def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callable, state, *, normalise: bool = True):
+    """All blocks and, with `normalise`, the final norm. `attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state)`
+    returns (out_BTNH, state), `local` being what `within_window` takes; queries arrive scaled. `state` (a cache, or
     None) is carried, never stacked: scanning a cache as xs -> ys copies it once more per step."""
 
     def block(carry, layer_and_weights):
@@ -117,7 +117,7 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
             weights = jax.tree.map(lambda w: w[layer], params["layers"])  # noqa: B023
             local = None if local_L is None else local_L[layer]
             (x_BTD, state), _ = block((x_BTD, state), (layer, local, weights))
-    return rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config), state
+    return (rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config) if normalise else x_BTD), state
 
 
 def queries_keys_values(p, config: ModelConfig, h_BTD, positions_BT, local):

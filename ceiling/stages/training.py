@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from ceiling import hosts
 from ceiling import ledger as accounts
@@ -20,9 +20,15 @@ from ceiling.model.lora import add_lora, merge_lora
 from ceiling.model.policy import Decoding, Policy
 from ceiling.model.sharding import place
 from ceiling.regimes import base as regimes
+from ceiling.rollout.decoding import configured
+from ceiling.stages import labels
 from ceiling.stages.context import Context
+from ceiling.stages.mechanisms import intervene
+from ceiling.train import subset
 from ceiling.train.checkpoint import Checkpoints, save_params
 from ceiling.train.loop import Budget, Trainer, adapted, stream
+
+HISTORY = ("step", "problem", "right", "samples")  # columns of history.json
 
 
 def prior(context: Context) -> None:
@@ -75,21 +81,30 @@ class _Models(dict):
 
 
 def arm(context: Context) -> None:
-    """Train one arm from its start until its budget is spent; without a budget, the start as the arm decodes it."""
+    """Train one arm from its start until its budget is spent; without a budget, the start as the arm steers and decodes
+    it."""
     s = context.settings
     cfg, regime = s["arm"], regimes.load(s["arm"]["regime"])
-    decoding = Decoding(cfg["decoding"], cfg["branches"], tuple(context.task.tokenizer.encode(cfg["opening"])))
+    decoding = configured(cfg, context.task.tokenizer)
     start = with_adapters(context.policy("start").replace(decoding=decoding), cfg, context.seed)
     if not s["budget"]["flops"]:
-        home = os.path.relpath(context.needs["start"], context.out.parent)
-        context.write_json("checkpoint.json", {"stage": os.path.join("..", home)})
+        if cfg["vectors"]:
+            start = intervene(context, start, cfg)
+            save_params(context.out / "params", start.params)
+        else:
+            home = os.path.relpath(context.needs["start"], context.out.parent)
+            context.write_json("checkpoint.json", {"stage": os.path.join("..", home)})
         _describe(context, start.config, start.decoding)
         context.write_json("ledger.json", accounts.Ledger().to_json())
         return
     corpus = functools.partial(_replay, context.task, stream(context.seed, 3))
     budget = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"])
+    known = labels.read(context.needs["labels"]) if "labels" in context.needs else None
+    history = read_history(context.needs["history"]) if "history" in context.needs else ()
+    pool = context.task.training(dict(cfg["mix"]), cfg["pool"])
     trainer = Trainer(regime, cfg, start, context.task, models=_Models(context.policy), seed=context.seed,
-                      budget=budget, mesh=context.mesh, corpus=corpus)  # fmt: skip
+                      budget=budget, mesh=context.mesh, corpus=corpus, labels=known,
+                      problems=subset.chosen(pool, cfg, labels=known, history=history))  # fmt: skip
     _train(context, trainer, start.decoding)
 
 
@@ -101,8 +116,8 @@ def with_adapters(policy: Policy, cfg: dict, seed: int) -> Policy:
         policy = policy.replace(config=config, params=params)
     config = adapted(policy.config, cfg)
     if config.steering and not policy.config.steering:
-        fresh = steering.with_vectors(policy.params, jnp.zeros((config.layers, config.width), config.param_dtype))
-        policy = policy.replace(params=place(fresh, config, policy.mesh) if policy.mesh else fresh, config=config)
+        fresh = steering.with_vectors(policy.params, config, np.zeros((config.layers, config.width)))
+        policy = policy.replace(params=fresh, config=config)
     if config.lora_rank:
         policy = policy.replace(params=add_lora(policy.params, config, jax.random.key(seed)), config=config)
     return policy
@@ -113,6 +128,12 @@ def _describe(context: Context, config: ModelConfig, decoding: Decoding) -> None
     fields = ("lora_rank", "lora_alpha", "lora_targets", "steering")
     model = {name: getattr(config, name) for name in fields}
     context.write_json("policy.json", {"model": model, "decoding": dataclasses.asdict(decoding)})
+
+
+def read_history(directory: pathlib.Path) -> list[tuple[int, int, int, int]]:
+    """(step, problem id, right, samples) rows of an arm's training."""
+    columns = json.loads((directory / "history.json").read_text())
+    return list(zip(*(columns[name] for name in HISTORY), strict=True))
 
 
 def _replay(task, seed: int, start: int, count: int):
@@ -141,4 +162,7 @@ def _train(context: Context, trainer: Trainer, decoding: Decoding):
     if hosts.leader():
         with open(context.out / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in trained.curve)
+        if trained.history:
+            columns = zip(*trained.history, strict=True)
+            context.write_json("history.json", dict(zip(HISTORY, map(list, columns), strict=True)))
     return trained
