@@ -1,12 +1,12 @@
 """Kill -9 at random moments, run again until it is finished, compare with the run that was never interrupted.
 
-    python scripts/chaos.py [--kills 100] [--seed 0] [--arms sft,distill,grpo,rlp] [--write]
+    python scripts/chaos.py [--kills 100] [--asks 10] [--seed 0] [--arms sft,distill,grpo,rlp] [--write]
 
 A tiny experiment of all stages and regimes (SFT, distillation, GRPO, RLP) on the lab, with a checkpoint after every
-step. What must be equal, bit for bit: parameters, ledgers (seconds aside), metrics, sampled records, gains. After
-each kill every metrics and results file must parse. Processes are forks of this one, which imports everything and
-computes nothing: a kill costs no start-up. --write puts the table into docs/reliability.md. Exit code 1 if anything
-differs.
+step; --asks of the blows are SIGTERM, which must end in the code that says "saved". What must be equal, bit for bit:
+parameters, ledgers (seconds aside), metrics, sampled records, gains. After each blow every metrics and results file
+must parse. Processes are forks of this one, which imports everything and computes nothing: a kill costs no start-up.
+--write puts the table into docs/reliability.md. Exit code 1 if anything differs.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 
-KILL_AFTER_CPU_S = 2.5  # mean of an exponential: most within a stage, some only after several
+AFTER_CPU_S = 2.5  # mean of an exponential: most within a stage, some only after several
+LISTENING_AFTER_CPU_S = 1.0  # a process that is asked to stop before it listens is simply killed
 
 
 def config(arms: list[str]):
@@ -48,6 +49,7 @@ def config(arms: list[str]):
     out.budget.flops = 3e7
     out.eval.update(n=4, ks=(1, 2, 4), verdict_k=2, likelihood_samples=1, gain_samples=2)
     out.checkpoint.every_steps = 1
+    out.report.html = False
     return out
 
 
@@ -56,9 +58,9 @@ def get_config(arms: str):
     return config(arms.split(","))
 
 
-def in_child(work, *, kill_after_cpu_s: float | None = None) -> int | None:
-    """Run work() in a fork; its exit code, or None if it was killed. The moment is counted in processor seconds of the
-    fork, so that a busy machine does not move it."""
+def in_child(work, *, blow: signal.Signals | None = None, after_cpu_s: float = 0.0) -> int:
+    """Run work() in a fork, send it `blow`, and return its exit code (-9 if it was killed). The moment is counted in
+    processor seconds of the fork, so that a busy machine does not move it."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -71,10 +73,9 @@ def in_child(work, *, kill_after_cpu_s: float | None = None) -> int | None:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if kill_after_cpu_s is not None and cpu_s(child) >= kill_after_cpu_s:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
+        if blow and cpu_s(child) >= after_cpu_s:
+            os.kill(child, blow)
+            blow = None
         time.sleep(0.002)
 
 
@@ -174,25 +175,35 @@ def compare(reference: pathlib.Path, other: pathlib.Path) -> list[str]:
     return json.loads(report.read_text())["differing"]
 
 
-def chaos(workdir: pathlib.Path, kills: int, seed: int, arms: list[str]) -> tuple[collections.Counter, list[str], dict]:
-    """(hits by place, what was wrong, facts) of `kills` kills; runs follow each other until there are as many."""
+def chaos(
+    workdir: pathlib.Path, kills: int, asks: int, seed: int, arms: list[str]
+) -> tuple[collections.Counter, list[str], collections.Counter]:
+    """(kills by place, what was wrong, facts) of so many blows; runs follow each other until all have been dealt."""
+    from ceiling.train.signals import EXIT_CODE
+
     draw = random.Random(seed)
     reference, live = workdir / "reference", workdir / "live"
-    hits, wrong, facts = collections.Counter(), [], {"runs": 0}
+    hits, wrong, facts = collections.Counter(), [], collections.Counter()
     if in_child(lambda: run(reference, arms)) != 0:  # compiles what all the others take from the cache
         return hits, ["the uninterrupted run failed"], facts
-    while hits.total() < kills or live.exists():
-        after = draw.expovariate(1 / KILL_AFTER_CPU_S) if hits.total() < kills else None
-        code = in_child(lambda: run(live, arms), kill_after_cpu_s=after)
-        if code is None:
-            hits[struck(live)] += 1
+    blows = [signal.SIGKILL] * kills + [signal.SIGTERM] * asks
+    draw.shuffle(blows)
+    while blows or live.exists():
+        blow, after = blows[-1] if blows else None, draw.expovariate(1 / AFTER_CPU_S)
+        after += LISTENING_AFTER_CPU_S * (blow == signal.SIGTERM)
+        code = in_child(lambda: run(live, arms), blow=blow, after_cpu_s=after)
+        if code in (-signal.SIGKILL, EXIT_CODE):
+            blows.pop()
+            facts["asks"] += code == EXIT_CODE
+            hits[struck(live)] += code != EXIT_CODE
             wrong += torn(live)
-            print(f"kill {hits.total()}: {struck(live)}", flush=True)
+            print(f"{'kill' if code < 0 else 'asked'}: {struck(live)}", flush=True)
         elif code != 0:
             wrong.append(f"a rerun ended with code {code}")
             break
         else:
             facts["runs"] += 1
+            facts["continued"] += (live / "log.txt").read_text().count("continues from step")
             differing = compare(reference, live) + torn(live)
             wrong += [f"run {facts['runs']}: {name}" for name in differing]
             wrong += [f"left behind: {path}" for path in live.rglob("unfinished")]
@@ -214,6 +225,7 @@ def by_place(hits: collections.Counter) -> list[list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--asks", type=int, default=10, help="SIGTERMs beside the kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", default="sft,distill,grpo,rlp")
     parser.add_argument("--workdir", type=pathlib.Path, help="kept; without it a temporary directory is used")
@@ -230,13 +242,15 @@ def main() -> int:
         import ceiling.experiment  # noqa: F401 - imported once, for every fork
         import ceiling.stages  # noqa: F401
 
-        hits, wrong, facts = chaos(workdir, arguments.kills, arguments.seed, arguments.arms.split(","))
+        arms = arguments.arms.split(",")
+        hits, wrong, facts = chaos(workdir, arguments.kills, arguments.asks, arguments.seed, arms)
     import tables  # beside this file, which tests load without its folder
 
     verdict = "every one bit-equal to the uninterrupted run" if not wrong else f"WRONG: {'; '.join(wrong)}"
-    text = f"{hits.total()} kills (seed {arguments.seed}) in {facts['runs']} runs; {verdict}.\n\n" + tables.markdown(
-        ["killed in", "kills", "of these during a save", "between two saves"], by_place(hits)
-    )
+    text = (
+        f"{hits.total()} kills and {facts['asks']} SIGTERMs (seed {arguments.seed}) in {facts['runs']} runs, "
+        f"{facts['continued']} times from a checkpoint; {verdict}.\n\n"
+    ) + tables.markdown(["killed in", "kills", "of these during a save", "between two saves"], by_place(hits))
     print(text)
     if arguments.write:
         tables.write(tables.RELIABILITY, "scripts/chaos.py", text)

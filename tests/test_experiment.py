@@ -76,7 +76,8 @@ def environment():
 
 def command(config, workdir, *arguments, wait=True):
     words = [sys.executable, "-m", "ceiling", "--config", str(config), "--workdir", str(workdir), *arguments]
-    pipes = dict(cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict(cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                 start_new_session=True)  # fmt: skip
     if wait:
         return subprocess.run(words, **pipes, timeout=300)
     return subprocess.Popen(words, **pipes)
@@ -147,7 +148,7 @@ def same_run(one, other):
     """Bit-equal tables and bit-equal per-sample records."""
     tables = [measured(json.loads((w / "results.json").read_text())) for w in (one, other)]
     for each in tables:
-        for part in ("workers", "report"):  # how a run is carried out is no part of what it measures
+        for part in ("workers", "report", "checkpoint"):  # how a run is carried out is no part of what it measures
             each["meta"]["config"].pop(part)
         each["meta"].pop("config_hash")
     assert tables[0].keys() == tables[1].keys()
@@ -344,42 +345,61 @@ def alive(pid):
     return state != "Z"
 
 
+def asked_to_stop(child, live):
+    """SIGTERM to the command and its workers, as a batch system does, twice, once a stage has a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not list(live.glob("stages/*/*/*.tmp/unfinished/checkpoints/*/manifest.json")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(2):
+        os.killpg(child.pid, signal.SIGTERM)
+        time.sleep(0.05)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 75, errors[-2000:]
+    line = [line for line in errors.splitlines() if line.startswith("ceiling: ")][-1]
+    assert re.search(r"stopped .*; the same command continues", line)
+
+
+def killed(child, live, rng):
+    """SIGKILL to the command alone at a random moment; its workers end by themselves."""
+    wanted = int(rng.integers(1, 5))
+    for line in iter(child.stdout.readline, ""):
+        wanted -= "start" in line or "done" in line
+        if wanted <= 0:
+            break
+    time.sleep(float(rng.uniform(0, 1.0)))
+    workers = descendants(child.pid)
+    assert workers or child.poll() is not None or wanted > 0
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers)), "orphan workers"
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_r1_r8_r9_r10_killed_at_random_moments_the_run_ends_with_the_same_numbers(reference):
-    """SIGKILL to the command at random moments of its progress. Each time: its workers end by themselves,
-    what is listed as finished is whole, and the next call goes on. At last: bit-equal to the uninterrupted run."""
+def test_r1_r2_r8_r9_r10_stopped_and_killed_the_run_ends_with_the_same_numbers(reference):
+    """Each time what is listed as finished is whole and the next call goes on. At last: bit-equal to the run that
+    was left alone."""
     live, rng = reference.workdir.with_name("live"), np.random.default_rng(time.time_ns())
+    often = ("--config.workers=2", "--config.checkpoint.every_steps=1")
     finished_before = 0
     for attempt in range(3):
-        child = command(reference.file, live, "--config.workers=2", wait=False)
-        lines = iter(child.stdout.readline, "")
-        seen = 0
-        wanted = int(rng.integers(1, 5))
-        for line in lines:
-            seen += "start" in line or "done" in line
-            if seen >= wanted:
-                break
-        if attempt == 0:  # R10: a second process is told who holds the directory
-            with pytest.raises(RuntimeError, match=rf"in use by process {child.pid}; wait for it") as caught:
-                ceiling.run(load(reference.file), live)
-            assert "\n" not in str(caught.value)
-        time.sleep(float(rng.uniform(0, 1.0)))
-        workers = descendants(child.pid)
-        assert workers or child.poll() is not None or seen < wanted
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        deadline = time.monotonic() + 20
-        while any(map(alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(alive, workers)), "orphan workers"
+        child = command(reference.file, live, *often, wait=False)
+        if attempt == 0:
+            asked_to_stop(child, live)
+        else:
+            killed(child, live, rng)
         whole = [p for p in live.glob("stages/*/*/*") if p.suffix != ".tmp"]
         for stage in whole:
             assert json.loads((stage / "stage.json").read_text())["name"].startswith("seed1/")
         assert len(whole) >= finished_before
         finished_before = len(whole)
-    done = command(reference.file, live, "--config.workers=2")
+    done = command(reference.file, live, *often)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert not list(live.rglob("*.tmp"))
+    assert "continues from step" in (live / "log.txt").read_text()
+    assert not list(live.rglob("*.tmp")) and not list(live.glob("stages/**/unfinished"))
     same_run(reference.workdir, live)
 
 
