@@ -5,6 +5,7 @@ Example:
     samples.counts          # i64[problems, 2] = (n, correct)
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import time
@@ -16,8 +17,8 @@ from ceiling import hosts
 from ceiling import ledger as accounts
 from ceiling.data.packing import Example
 from ceiling.evals.records import Recorder, Samples
-from ceiling.model.policy import Policy
-from ceiling.rollout.engine import generate
+from ceiling.model.policy import Decoding, Policy
+from ceiling.rollout.decoding import Answers, complete, token_span
 from ceiling.rollout.scoring import score
 from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
 
@@ -29,7 +30,7 @@ def evaluate(
     problems=None, ledger: accounts.Ledger | None = None, report: Callable[[int, int, int], None] | None = None,
     chunk_requests: int | None = None, store: str | pathlib.Path | None = None, max_verifier_errors: float = 1.0,
 ) -> Samples:
-    """Draw and judge n responses per problem (the task's evaluation problems by default).
+    """Draw and judge n responses per problem (the task's evaluation problems by default), by `policy.decoding`.
 
     Noise depends on (seed, problem, sample) only: chunking and device count change nothing. Problems are worked
     on in chunks of about chunk_requests samples; store: a directory that gets each chunk as it is done, and from
@@ -40,11 +41,14 @@ def evaluate(
     problems = task.evaluation() if problems is None else problems
     if n < 1 or not problems:
         raise ValueError(f"evaluate: n={n} samples of {len(problems)} problems; both must be at least 1")
+    if policy.decoding.rule == "cot" and not hasattr(task, "answer_span"):
+        raise ValueError(f"evaluate: rule cot chooses by answers, and task {task.name} has no answer_span")
     chunk_requests = chunk_requests or max(1, min(16_384, CHUNK_TOKENS // task.max_response_tokens))
     per_call, verify, parts, tokens_so_far = max(1, chunk_requests // n), Verifier(task), [], 0
     template = hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16]
     meta = {
         "task": task.name, "n": n, "seed": seed, "temperature": temperature, "top_p": top_p,
+        "decoding": {**dataclasses.asdict(policy.decoding), "opening": list(policy.decoding.opening)},
         "prompts_sha256": template, "tokenizer_sha256": task.tokenizer.identity, **getattr(task, "provenance", {}),
     }  # fmt: skip
     for start in range(0, len(problems), per_call):
@@ -71,8 +75,10 @@ def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk
     """Samples of a few problems, with what they cost in their meta."""
     encode, n, began = verify.task.tokenizer.encode, sampling["n"], time.perf_counter()
     prompts, recorder, ledger = [encode(p.prompt) for p in problems], Recorder(), accounts.Ledger()
-    out = generate(policy, prompts, max_new_tokens=verify.task.max_response_tokens,
-                   problem_ids=[p.id for p in problems], chunk_requests=chunk_requests, **sampling)  # fmt: skip
+    out = complete(
+        policy, prompts, max_new_tokens=verify.task.max_response_tokens, problem_ids=[p.id for p in problems],
+        chunk_requests=chunk_requests, answers=_answers(verify, problems), ledger=ledger, **sampling,
+    )  # fmt: skip
     for i, (problem, verdicts) in enumerate(zip(problems, _judged(verify, problems, out), strict=True)):
         recorder.add(
             [out.response(i, j) for j in range(n)],
@@ -83,13 +89,25 @@ def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk
             process=np.array([-1 if v.process is None else int(v.process) for v in verdicts], np.int8),
             answer=[v.answer or "" for v in verdicts], strategy=[v.strategy or "" for v in verdicts],
         )  # fmt: skip
-    ledger.charge(
-        "evaluate", "policy", seconds=time.perf_counter() - began, sequences=out.lengths.size,
-        flops=accounts.sampling_flops(policy.config, [len(p) for p in prompts], out.lengths),
-        tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
-    )  # fmt: skip
+    ledger.charge("evaluate", "policy", seconds=time.perf_counter() - began)
     own = {"problems": len(problems), "groups": [p.group for p in problems], "ledger": ledger.to_json()}
     return recorder.samples({**meta, **own})
+
+
+def _answers(verify: Verifier, problems) -> Answers:
+    """How decoding reads a response: the verdict's canonical answer, and the tokens where the task finds it."""
+    tokenizer = verify.task.tokenizer
+
+    def read(paths):
+        texts = [tokenizer.decode(tokens) for _, tokens in paths]
+        verdicts = verify.many([(problems[i], text) for (i, _), text in zip(paths, texts, strict=True)])
+        out = []
+        for (_, tokens), text, verdict in zip(paths, texts, verdicts, strict=True):
+            span = None if verdict.answer is None else verify.task.answer_span(text)
+            out.append(None if span is None else (verdict.answer, token_span(tokenizer, tokens, span)))
+        return out
+
+    return read
 
 
 def _judged(verify: Verifier, problems, out) -> list[list]:
@@ -124,11 +142,10 @@ def likelihood(samples: Samples, task: Task, problems, policy: Policy, *, per_pr
 
 def accuracy(policy: Policy, task: Task, problems, *, forced: str, n: int, seed: int) -> float:
     """Share of right responses when every response is made to start with `forced` (a prior's gate)."""
-    verify, encode = Verifier(task), task.tokenizer.encode
-    out = generate(
-        policy, [encode(p.prompt + forced) for p in problems], n=n, seed=seed,
-        max_new_tokens=task.max_response_tokens - len(encode(forced)), problem_ids=[p.id for p in problems],
+    encode, decode = task.tokenizer.encode, task.tokenizer.decode
+    out = complete(
+        policy.replace(decoding=Decoding(opening=tuple(encode(forced)))), [encode(p.prompt) for p in problems], n=n,
+        seed=seed, max_new_tokens=task.max_response_tokens, problem_ids=[p.id for p in problems],
     )  # fmt: skip
-    decode = task.tokenizer.decode
-    responses = [(p, forced + decode(out.response(i, j))) for i, p in enumerate(problems) for j in range(n)]
-    return float(np.mean([verdict.outcome is Outcome.RIGHT for verdict in verify.many(responses)]))
+    responses = [(p, decode(out.response(i, j))) for i, p in enumerate(problems) for j in range(n)]
+    return float(np.mean([verdict.outcome is Outcome.RIGHT for verdict in Verifier(task).many(responses)]))

@@ -10,6 +10,7 @@ from ceiling.model.config import ModelConfig
 from ceiling.model.sharding import mesh_of
 
 RULES = ("sample", "greedy", "cot")
+PICKS = ("sum", "max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +18,20 @@ class Decoding:
     """How a response is made from next-token distributions; the static part of a policy.
 
     rule: "sample" (at the evaluation's temperature), "greedy", or "cot": the `branches` most likely first tokens, each
-    continued greedily, and the path or answer that the model is surest of (arXiv:2402.10200). opening: token ids that
-    every response is made to start with; they are part of the response.
+    continued greedily, and the one response that the model is surest of (arXiv:2402.10200): the surest path (pick
+    "max"), or the surest path to the answer whose paths are surest together ("sum"). opening: token ids that every
+    response is made to start with; they are part of the response. `rollout/decoding.py` carries it out.
     """
 
     rule: str = "sample"
     branches: int = 10
+    pick: str = "sum"
     opening: tuple[int, ...] = ()
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a problem has one response, however many are asked for."""
+        return self.rule != "sample"
 
 
 @flax.struct.dataclass

@@ -62,16 +62,21 @@ def generate(
     first_sample: int = 0,
     slots: int = 512,
     chunk_requests: int = 32_768,
+    branch: bool = False,
 ) -> Completions:
     """Draw n samples for every prompt (sequences of token ids).
 
     temperature 0 decodes greedily. problem_ids (uint32, default 0..) and first_sample key the noise:
-    sample j of problem p is the same whatever else is in the call. Raises ValueError on an empty
+    sample j of problem p is the same whatever else is in the call. branch: sample j starts with the j-th most likely
+    token (of first_sample + n at most, from 0) and goes on from there. Raises ValueError on an empty
     prompt, a non-positive n or length, or a temperature or top_p out of range.
     """
     prompts = [np.asarray(p, np.int32) for p in prompts]
     ids = np.arange(len(prompts)) if problem_ids is None else np.asarray(problem_ids)
     _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests)
+    branches = first_sample + n if branch else 0
+    if branches > policy.config.vocab_size:
+        raise ValueError(f"rollout: {branches} branches of a vocabulary of {policy.config.vocab_size}; ask for fewer")
     ids = ids.astype(np.uint32)
     capacity = bucket(max(len(p) for p in prompts))
     per_call = max(1, min(len(prompts), chunk_requests // n))
@@ -81,7 +86,7 @@ def generate(
     own_slots = -(-min(slots, requests) // groups)
     program = functools.partial(
         _run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
-        max_new_tokens=max_new_tokens, top_p=float(top_p), greedy=temperature == 0,
+        max_new_tokens=max_new_tokens, top_p=float(top_p), greedy=temperature == 0, branches=branches,
         temperature=jnp.float32(temperature), seed_key=jax.random.key(seed),
     )  # fmt: skip
     shape = (len(prompts), n, max_new_tokens)
@@ -145,8 +150,8 @@ _record = jax.vmap(lambda table, at, value: table.at[at].set(value, mode="drop")
 
 
 @functools.partial(jax.jit, static_argnames=(
-    "config", "stop_ids", "slots", "max_new_tokens", "top_p", "greedy"))  # fmt: skip
-def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, greedy,
+    "config", "stop_ids", "slots", "max_new_tokens", "top_p", "greedy", "branches"))  # fmt: skip
+def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, greedy, branches=0,
          temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ):  # fmt: skip
     """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group."""
     (Z, C, P), Q, R, B = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens, slots
@@ -156,16 +161,17 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
     stops = jnp.asarray(stop_ids, jnp.int32)
     divided = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1), like=params["embed"])  # noqa: E731
 
-    def draw(s: _Slots, logits, update_ZB):
+    def draw(s: _Slots, logits, update_ZB, *, first: bool):
         """Draw a token for the slots in update_ZB from logits [Z * B, V] and record it."""
         request_ZB = jnp.minimum(s.request_ZB, Q - 1)
-        id_ZB = _pick(ids_ZC, _pick(prompt_ZQ, request_ZB))
-        u = sampling.uniforms(
-            seed_key, *(x.reshape(-1) for x in (id_ZB, _pick(sample_ZQ, request_ZB), s.count_ZB))
-        )
+        id_ZB, sample_ZB = _pick(ids_ZC, _pick(prompt_ZQ, request_ZB)), _pick(sample_ZQ, request_ZB)
         # Every device draws for some of the rows, and has their whole vocabulary: an exchange, no gather.
         logits = constrain(logits, "rows", None)
-        token, logp = sampling.draw(logits, u, temperature=temperature, top_p=top_p, greedy=greedy)
+        if first and branches:
+            token, logp = sampling.ranked(logits, sample_ZB.reshape(-1), branches)
+        else:
+            u = sampling.uniforms(seed_key, *(x.reshape(-1) for x in (id_ZB, sample_ZB, s.count_ZB)))
+            token, logp = sampling.draw(logits, u, temperature=temperature, top_p=top_p, greedy=greedy)
         token_ZB, logp_ZB = divided(token.reshape(Z, B)), divided(logp.reshape(Z, B))
         target_ZB = jnp.where(update_ZB, s.request_ZB, Q)
         stop_ZB = jnp.isin(token_ZB, stops)
@@ -207,14 +213,14 @@ def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p,
             next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
         first = unembed(params, config, _pick(last_ZCD, prompt_ZB).reshape(Z * B, -1))
-        return draw(s, first, take_ZB)
+        return draw(s, first, take_ZB, first=True)
 
     def step(s: _Slots):
         place = s.steps % R
         token, length, count = (x.reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
         distance = kv.ring_distance(P, R, place, length, count)
         logits, cache = kv.decode(params, config, s.cache, token, length + count - 1, P + place, distance)
-        return draw(s.replace(cache=cache, steps=s.steps + 1), logits, s.live_ZB)
+        return draw(s.replace(cache=cache, steps=s.steps + 1), logits, s.live_ZB, first=False)
 
     def busy(s: _Slots):
         free_Z = jnp.sum(~s.live_ZB, axis=1)

@@ -44,6 +44,13 @@ def draw(logits_BV, uniform_B, *, temperature, top_p: float, greedy: bool):
     return token_B, _pick(logp_BV, token_B)
 
 
+def ranked(logits_BV, rank_B, ranks: int):
+    """Tokens int32[B] that are the rank_B-th most likely (0: the argmax; below `ranks`; of equal ones the lower id
+    first), and their log-probabilities f32[B] at temperature 1."""
+    logp_BK, token_BK = jax.lax.top_k(log_softmax_at(logits_BV, 1.0), ranks)
+    return _pick(token_BK, rank_B).astype(jnp.int32), _pick(logp_BK, rank_B)
+
+
 def _nucleus(logp_BV, top_p: float):
     order_BV = jnp.argsort(-logp_BV, axis=-1)
     p_sorted_BV = jnp.exp(jnp.take_along_axis(logp_BV, order_BV, axis=-1))
@@ -52,5 +59,5 @@ def _nucleus(logp_BV, top_p: float):
     return jnp.zeros_like(keep_sorted_BV).at[rows_B1, order_BV].set(keep_sorted_BV)
 
 
-def _pick(logp_BV, token_B):
-    return jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+def _pick(value_BV, index_B):
+    return jnp.take_along_axis(value_BV, index_B[:, None], axis=-1)[:, 0]

@@ -1,4 +1,4 @@
-"""Log-probabilities of given text under given parameters, in fixed-shape batches.
+"""Log-probabilities of given text under given parameters, and how sure they are of it, in fixed-shape batches.
 
 On a mesh the rows of a batch are divided over the data and fsdp axes, heads and vocabulary over the tensor axis.
 """
@@ -11,8 +11,10 @@ import numpy as np
 
 from ceiling.data.packing import Example, pack
 from ceiling.model.config import ModelConfig
+from ceiling.model.logprobs import log_softmax_at, map_chunks
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import BATCH, batch_sharding, constrain, mesh_of, parts, put
+from ceiling.model.transformer import unembed
 
 BATCH_SEQUENCES = 256  # most rows of a batch on one part of the mesh
 BATCH_BYTES = 1 << 30  # of a layer's working set there: long rows make smaller batches
@@ -26,8 +28,22 @@ def score(
 
     max_tokens bounds an example's length and fixes the shape; temperature divides the logits. Entropies are
     zeros unless asked for. Calls of fewer sequences than a batch run in one of the next power of two."""
-    logprobs, entropies = [], []
-    mesh = mesh_of(params)
+    run = lambda batch: _score(params, batch, temperature, config=config, entropy=entropy)  # noqa: E731
+    return tuple(_masked(run, 2, params, config, examples, max_tokens, batch_sequences))
+
+
+def margins(
+    params, config: ModelConfig, examples: list[Example], *, max_tokens: int, batch_sequences: int = BATCH_SEQUENCES
+) -> list[np.ndarray]:
+    """p1 - p2 at the masked tokens of every example, f32[masked tokens] in [0, 1]: the probability of the most likely
+    token less that of the next, of the whole softmax at temperature 1. Batches as in `score`."""
+    run = lambda batch: (_margins(params, batch, config=config),)  # noqa: E731
+    return _masked(run, 1, params, config, examples, max_tokens, batch_sequences)[0]
+
+
+def _masked(run, outputs: int, params, config: ModelConfig, examples, max_tokens: int, batch_sequences: int):
+    """The outputs [B, T] of `run` on batches of the examples: for each, a list of its masked tokens by example."""
+    out, mesh = [[] for _ in range(outputs)], mesh_of(params)
     rows = batch_rows(config, mesh, len(examples), max_tokens, batch_sequences)
     for start in range(0, len(examples), rows):
         part = examples[start : start + rows]
@@ -35,10 +51,9 @@ def score(
         masks = batch.mask_BT > 0
         if mesh is not None:
             batch = put(batch, batch_sharding(mesh))
-        logp_BT, entropy_BT = jax.device_get(_score(params, batch, temperature, config=config, entropy=entropy))
-        logprobs += [logp_BT[b, masks[b]] for b in range(len(part))]
-        entropies += [entropy_BT[b, masks[b]] for b in range(len(part))]
-    return logprobs, entropies
+        for values, value_BT in zip(out, jax.device_get(run(batch)), strict=True):
+            values += [value_BT[b, masks[b]] for b in range(len(part))]
+    return out
 
 
 def batch_rows(config: ModelConfig, mesh, sequences: int, max_tokens: int, most: int = BATCH_SEQUENCES) -> int:
@@ -69,3 +84,13 @@ def executed_tokens(params, config: ModelConfig, sequences: int, max_tokens: int
 def _score(params, batch, temperature, *, config, entropy):
     out = Forward(config).logprobs(params, batch, temperature=temperature, entropy=entropy)
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim, like=params["embed"]), out)  # for every host
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _margins(params, batch, *, config):
+    def chunk(x_CD):
+        top_C2 = jnp.exp(jax.lax.top_k(log_softmax_at(unembed(params, config, x_CD), 1.0), 2)[0])
+        return top_C2[:, 0] - top_C2[:, 1]
+
+    margin_M = map_chunks(chunk, config.head_chunk_tokens, Forward(config).activations(params, batch))
+    return constrain(margin_M.reshape(batch.targets_BT.shape), None, None, like=params["embed"])  # for every host

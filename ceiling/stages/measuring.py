@@ -35,7 +35,8 @@ def evaluate(context: Context) -> None:
     if hosts.leader():
         samples.save(context.out / "records.parquet")
     if s["likelihood_samples"]:
-        _likelihood(context, samples, policy, ledger, min(s["likelihood_samples"], s["n"]))
+        different = 1 if policy.decoding.deterministic else s["n"]
+        _likelihood(context, samples, policy, ledger, min(s["likelihood_samples"], different))
     context.write_json("ledger.json", ledger.to_json())
 
 

@@ -116,6 +116,10 @@ class Task(Protocol):
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Verdict on a response (text after the prompt, end marker included if it was produced)."""
 
+    def answer_span(self, response: str) -> tuple[int, int] | None:
+        """Characters [start, end) of a response that spell its final answer, None where it has none. Decoding by
+        confidence (rule "cot") asks for it, nothing else: a task without it cannot be decoded that way."""
+
     def gate(self) -> tuple[list[Problem], str, float] | None:
         """Problems, a forced start of the response and the accuracy that a usable prior must reach."""
 

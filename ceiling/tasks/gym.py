@@ -24,7 +24,7 @@ import sys
 from ceiling.config import ConfigError, Section, flag, number, text
 from ceiling.data import mixture, prompts, sources
 from ceiling.data.tokens import ByteTokenizer
-from ceiling.tasks import gym_worker
+from ceiling.tasks import grading, gym_worker
 from ceiling.tasks.base import Document, Group, Outcome, Passage, Problem, Verdict
 from ceiling.tasks.questions import MARK, first_token, fitting_documents
 
@@ -155,6 +155,9 @@ class Gym:
             self._pool = Pool("ceiling.tasks.gym_worker:judge_item", **limits)
         return self._pool.judge(items)
 
+    def answer_span(self, response: str) -> tuple[int, int] | None:
+        return _answer_span(self.tokenizer.split_end(response)[0])
+
     def gate(self):
         return None
 
@@ -216,13 +219,22 @@ def _names(config) -> list[str]:
 
 def _answer(body: str) -> str | None:
     """What follows the last mark outside of the think part, if it can be given to a scorer."""
-    said = body.rpartition("</think>")[2].partition("<think>")[0]
-    _, mark, answer = said.rpartition(MARK)
-    answer = answer.strip()
-    if not mark or not 0 < len(answer) <= MAX_ANSWER or "\0" in answer:
+    span = _answer_span(body)
+    return None if span is None else body[slice(*span)]
+
+
+def _answer_span(body: str) -> tuple[int, int] | None:
+    """Where that stands, [start, end) in characters."""
+    start, end = grading.spoken(body)
+    mark = body.rfind(MARK, start, end)
+    if mark < 0:
+        return None
+    start, end = grading.stripped(body, mark + len(MARK), end)
+    answer = body[start:end]
+    if not 0 < len(answer) <= MAX_ANSWER or "\0" in answer:
         return None
     try:
         answer.encode()
     except UnicodeEncodeError:
         return None
-    return answer
+    return start, end

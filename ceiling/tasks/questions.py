@@ -244,6 +244,9 @@ class Questions:
             for gold, response in zip(golds, responses, strict=True)
         ])  # fmt: skip
 
+    def answer_span(self, response: str) -> tuple[int, int] | None:
+        return grading.answer_span(self.tokenizer.split_end(response)[0], self.config["answer_style"])
+
     def gate(self):
         return None
 

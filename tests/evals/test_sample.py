@@ -98,10 +98,10 @@ def test_r9_a_killed_evaluation_continues_where_it_stopped(drawn, policy, task, 
         calls.append(kwargs["problem_ids"])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return generate(*args, **kwargs)
+        return complete(*args, **kwargs)
 
-    generate = sample.generate
-    monkeypatch.setattr(sample, "generate", counted)
+    complete = sample.complete
+    monkeypatch.setattr(sample, "complete", counted)
     arguments = dict(n=N, seed=5, chunk_requests=2 * N, store=tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         sample.evaluate(policy, task, **arguments)

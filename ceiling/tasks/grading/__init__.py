@@ -39,13 +39,39 @@ MARK = "####"
 
 def final_answer(response: str | None, style: str) -> str | None:
     """The text of the one final answer, or None where there is none that may be read."""
+    span = answer_span(response, style)
+    return None if span is None else response[slice(*span)]
+
+
+def answer_span(response: str | None, style: str) -> tuple[int, int] | None:
+    """Where in the response the final answer stands, [start, end) in characters, without spaces around it."""
     if style not in STYLES:
         raise ValueError(f"answer style {style!r} is not known; use one of {', '.join(STYLES)}")
     if not isinstance(response, str):
         return None
-    said = response.rpartition("</think>")[2].partition("<think>")[0]
-    answer = _last_box(said) if style == "boxed" else said.rpartition(MARK)[2] if MARK in said else None
-    return answer.strip() if answer is not None and _legible(answer.strip()) else None
+    start, end = spoken(response)
+    said = response[start:end]
+    if style == "boxed":
+        inside = _last_box(said)
+    else:
+        inside = (said.rindex(MARK) + len(MARK), len(said)) if MARK in said else None
+    if inside is None or not _legible(said[slice(*inside)].strip()):
+        return None
+    return stripped(response, start + inside[0], start + inside[1])
+
+
+def spoken(response: str) -> tuple[int, int]:
+    """What a response says aloud, [start, end): after the last </think>, up to a <think>."""
+    before, close, _ = response.rpartition("</think>")
+    start = len(before) + len(close)
+    opened = response.find("<think>", start)
+    return start, len(response) if opened < 0 else opened
+
+
+def stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """[start, end) without the spaces at its ends."""
+    inside = text[start:end]
+    return end - len(inside.lstrip()), start + len(inside.rstrip())
 
 
 def grade(gold: str, response: str | None, *, style: str, kind: str) -> Verdict:
@@ -110,8 +136,8 @@ def _compare_unordered(golds: list, answers: list) -> Outcome:
     return result
 
 
-def _last_box(text: str) -> str | None:
-    r"""Content of the last \boxed{...}; None if its braces do not close (an earlier box is not looked for)."""
+def _last_box(text: str) -> tuple[int, int] | None:
+    r"""Place of the last \boxed{...}'s content; None if its braces do not close (an earlier box does not count)."""
     boxes = list(re.finditer(r"\\boxed(?![A-Za-z])\s*(\{?)", text))
     if not boxes or not boxes[-1][1]:
         return None
@@ -119,7 +145,7 @@ def _last_box(text: str) -> str | None:
     for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start : brace.start()]
+            return start, brace.start()
     return None
 
 

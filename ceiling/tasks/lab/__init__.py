@@ -90,6 +90,9 @@ class Lab:
     def verify(self, problem: Problem, response: str) -> Verdict:
         return verifier.verify(*problem.meta, problem.answer, response)
 
+    def answer_span(self, response: str) -> tuple[int, int] | None:
+        return verifier.answer_span(response)
+
     def gate(self):
         return self.splits.gate, "S", self.config["gate_accuracy"]
 

@@ -11,13 +11,22 @@ from ceiling.tasks.lab import language as lang
 
 def verify(letters: str, digits: str, answer: str, response: str) -> Verdict:
     strategy = response[0] if response[:1] in lang.STRATEGIES else None
-    working, hash_, tail = response.partition("#")
-    given = tail[:-1]
-    if not hash_ or tail[-1:] != "$" or len(given) != 4 or any(c not in lang.DIGITS for c in given):
+    span = answer_span(response)
+    if span is None:
         return Verdict(Outcome.UNPARSED, strategy=strategy)
+    working, given = response[: span[0] - 1], response[slice(*span)]
     credit = sum(g == t for g, t in zip(given, answer, strict=True)) / 4
     outcome = Outcome.RIGHT if given == answer else Outcome.WRONG
     return Verdict(outcome, given, credit, _process(strategy, letters, digits, working, given), strategy)
+
+
+def answer_span(response: str) -> tuple[int, int] | None:
+    """Characters [start, end) of the four digits; None where the format is not kept."""
+    working, hash_, tail = response.partition("#")
+    given, start = tail[:-1], len(working) + 1
+    if not hash_ or tail[-1:] != "$" or len(given) != 4 or any(c not in lang.DIGITS for c in given):
+        return None
+    return start, start + 4
 
 
 def _process(strategy: str | None, letters: str, digits: str, working: str, given: str) -> bool | None:
