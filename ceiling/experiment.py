@@ -76,10 +76,10 @@ def plan(config: dict) -> list[Stage]:
             entry = config["arms"][name]
             entry = {**entry, "mix": schema.mix_of(entry, config)}
             needs = {"start": trained.get(entry["start"], prior)}
-            if entry["regime"] == "distill" and not entry["teacher"]:
+            if schema.taught(entry) and not entry["teacher"]:
                 teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
                 needs["teacher"] = teacher
-            elif entry["regime"] == "distill":
+            elif schema.taught(entry):
                 needs["teacher"] = trained[entry["teacher"]]
             if entry["vectors"].startswith("sae"):
                 home = entry["start"] or "prior"
@@ -88,7 +88,8 @@ def plan(config: dict) -> list[Stage]:
                 needs["sae"] = autoencoders[home]
             if samples := schema.label_samples(entry):
                 home = entry["start"] or "prior"
-                asked = {key: entry[key] for key in ("mix", "pool", "slots", "max_verifier_errors")} | {"samples": samples}
+                asked = {key: entry[key] for key in ("mix", "pool", "slots", "max_verifier_errors")}
+                asked["samples"] = samples
                 number = sum(name == home for name, _ in labelled) + 1
                 if (home, digest(asked)) not in labelled:
                     title = f"{home}.labels" + (str(number) if number > 1 else "")
@@ -220,7 +221,8 @@ def _fingerprints(config: dict) -> dict:
     the same name is another run. Hub data sets are pinned by their revision."""
     named = {"config.data.path": config["data"]["path"], "config.model.path": config["model"]["path"],
              "config.teacher.path": config["teacher"]["path"],
-             "config.task.evaluation_path": config["task"].get("evaluation_path", "")}  # fmt: skip
+             "config.task.evaluation_path": config["task"].get("evaluation_path", ""),
+             "config.task.critiques_path": config["task"].get("critiques_path", "")}  # fmt: skip
     hashes = {key: content_hash(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
     return {"data": {**config["data"], "sha256": hashes}}
 

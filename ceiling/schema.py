@@ -49,10 +49,10 @@ MODEL = Section(
 )  # fmt: skip
 ARM = loop.CONFIG | Section(
     start=text("", doc="the arm whose trained policy this one starts from; empty: the prior"),
-    teacher=text("", doc="the arm that teaches this one (distill); empty: config.teacher"),
+    teacher=text("", doc="the arm that teaches this one (distill, critic=teacher); empty: config.teacher"),
     spend=number(1.0, low=0, doc="the arm's budget in units of config.budget.flops; 0: it trains nothing"),
     examples=number(0, whole=True, low=0, doc="problems of the pool that the arm trains on; 0: all of them"),
-    select=text("first", doc="which ones: first, variance (of their accuracy in arm select_from), or ids, e.g. '17 203'"),
+    select=text("first", doc="which: first, variance (of their accuracy in arm select_from), or ids, e.g. '17 203'"),
     select_from=text("", doc="the arm whose training history select=variance ranks the problems by"),
     decoding=text("sample", choices=RULES, doc="how the evaluation makes a response (ceiling/model/policy.py)"),
     branches=number(10, whole=True, low=1, doc="first tokens that decoding=cot follows"),
@@ -165,9 +165,17 @@ def validate(config) -> dict:
             raise ConfigError(f"config.arms.{name}: an arm is also a folder; use letters, digits, _ and - in its name")
     for name, entry in {"prior": config["prior"], **config["arms"]}.items():
         _check_adapters(name, entry)
+    for stage in ("prior", "teacher"):
+        _check_signal(f"config.{stage}", config[stage])
+        _check_critic(f"config.{stage}", config[stage])
     for name in in_order(config["arms"]):
-        if config["arms"][name]["teacher"] and config["arms"][name]["regime"] != "distill":
-            raise ConfigError(f"config.arms.{name}.teacher: only regime 'distill' is taught; leave it empty")
+        _check_signal(f"config.arms.{name}", config["arms"][name])
+        _check_subset(f"config.arms.{name}", config["arms"][name])
+        _check_critic(f"config.arms.{name}", config["arms"][name])
+        if config["arms"][name]["teacher"] and not taught(config["arms"][name]):
+            raise ConfigError(
+                f"config.arms.{name}.teacher: only regime 'distill' and critic='teacher' are taught; leave it empty"
+            )
     _check_vectors(config, architecture(config["model"], vocab_size=1).layers)
     if len(set(config["seeds"])) != len(config["seeds"]):
         raise ConfigError(f"config.seeds={config['seeds']} repeats a seed; equal seeds are one run, not two")
@@ -187,13 +195,11 @@ def validate(config) -> dict:
     if pair and (len(pair) != 3 or not {*pair[:2]} <= config["arms"].keys()):
         raise ConfigError(f"config.report.pair={' '.join(pair)!r} must name two arms and a group, or be empty")
     for name, entry in config["arms"].items():
-        if entry["regime"] in ("grpo", "rlp") and entry["samples_per_prompt"] < 2:
+        if entry["regime"] in ("grpo", "critique_grpo", "rlp") and entry["samples_per_prompt"] < 2:
             raise ConfigError(
                 f"config.arms.{name}.samples_per_prompt={entry['samples_per_prompt']}: group advantages need at least 2"
             )
         total = entry["prompts_per_step"] * entry["samples_per_prompt"]
-        _check_subset(f"config.arms.{name}", entry)
-        _check_signal(f"config.arms.{name}", entry)
         for key in ("minibatches", "microbatches"):
             if total % entry[key]:
                 raise ConfigError(
@@ -325,6 +331,16 @@ def _check_teacher(config: dict, task, model: ModelConfig) -> None:
         )
 
 
+def _check_critic(key: str, entry: dict) -> None:
+    """CG-7: a critic that nobody asks, or that needs what a stage of its own does not have."""
+    default = regimes.load(entry["regime"]).config.entries
+    for name in ("critic", "critique_kind"):
+        if name in entry and not criticised(entry) and entry[name] != default[name].default:
+            raise ConfigError(f"{key}.{name}={entry[name]!r}: nothing is criticised here; leave it out")
+    if entry.get("source") == "critiques" and not key.startswith("config.arms."):
+        raise ConfigError(f"{key}.source='critiques': an arm learns from critiques, not the models it builds on")
+
+
 def _check_subset(key: str, entry: dict) -> None:
     """The choice of training problems is complete and does not contradict itself."""
     count, select = entry["examples"], entry["select"]
@@ -359,10 +375,10 @@ def _check_signal(key: str, entry: dict) -> None:
             "nothing; raise minibatches or epochs"
         )
     if get("remedy") == "clip_cov" and entry["cov_low"] > entry["cov_high"]:
-        raise ConfigError(f"{key}.cov_low={entry['cov_low']} is above cov_high={entry['cov_high']}; no token is between")
+        raise ConfigError(f"{key}.cov_low={entry['cov_low']} is above cov_high={entry['cov_high']}; lower it")
     never = get("reward") == "none" or get("reward") == "random" and entry["gamma"] in (0, 1)
     if never and get("drop_uninformative"):
-        raise ConfigError(f"{key}.drop_uninformative=True: reward={entry['reward']} pays every group alike; set it False")
+        raise ConfigError(f"{key}.drop_uninformative=True: reward={entry['reward']} pays all alike; set it False")
     if entry["reset_every"] and get("kl", "none") == "none":
         raise ConfigError(f"{key}.reset_every={entry['reset_every']}: there is no reference to reset; set kl, or 0")
 
@@ -370,6 +386,16 @@ def _check_signal(key: str, entry: dict) -> None:
 def label_samples(entry: dict) -> int:
     """Samples per problem that an arm's majority labels are voted from; 0: it needs no labels."""
     return regimes.load(entry["regime"]).labels(entry) if entry["spend"] else 0
+
+
+def criticised(entry: dict) -> bool:
+    """Whether an arm learns from critiques."""
+    return entry.get("source") == "critiques" or entry.get("refined", 0) > 0
+
+
+def taught(entry: dict) -> bool:
+    """Whether an arm learns from a teacher: the arm that it names, or config.teacher."""
+    return entry["regime"] == "distill" or (criticised(entry) and entry["critic"] == "teacher")
 
 
 def upstream(entry: dict) -> list[str]:

@@ -5,6 +5,7 @@ asks for -> build examples -> update. The loop, the sampler, the ledger and the 
 regime is one file `ceiling/regimes/<name>.py` that exports `REGIME`, found by its name.
 """
 
+import collections
 import dataclasses
 import importlib
 import pkgutil
@@ -20,6 +21,7 @@ from ceiling.config import ConfigError, Section
 from ceiling.data.packing import Batch, Example
 from ceiling.model.sequences import Forward
 from ceiling.tasks.base import Problem, Verdict
+from ceiling.tasks.rewards import Label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ class ScoreRequest:
 class Material:
     """What a step gives a regime. samples[r][i][j]: round r, problem i, sample j. scores[name][i]:
     log-probs of the masked tokens of the i-th example of that request. replay(count) draws documents of
-    the prior's corpus. rng is keyed by (seed, step), so a step can be rerun."""
+    the prior's corpus. rng is keyed by (seed, step), so a step can be rerun; key is (seed, step) itself, for draws
+    that must not depend on what was drawn before. labels: by problem id, for a regime that asked for them."""
 
     task: Any
     problems: list[Problem]
@@ -69,6 +72,8 @@ class Material:
     scores: dict[str, list[np.ndarray]]
     replay: Callable[[int], list]
     rng: np.random.Generator
+    labels: dict[int, Label] | None = None
+    key: tuple[int, int] = (0, 0)
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self.task.tokenizer.encode(text), np.int32)
@@ -89,6 +94,7 @@ class Regime:
     frozen(cfg) -> models that the loss itself runs ("teacher", "reference"): it gets them as Policies.
     init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime.
     metrics(material, cfg) -> {name: value} on the host, for the training curves.
+    labels(cfg) -> samples per problem of the policy it starts from that its labels are voted from; 0: it needs none.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Regime:
     init_aux: Callable | None = None
     after_update: Callable | None = None
     metrics: Callable[[Material, Any], dict[str, float]] = lambda material, cfg: {}
+    labels: Callable[[Any], int] = lambda cfg: 0
 
 
 def load(name: str) -> Regime:
@@ -117,6 +124,17 @@ def summary_line(name: str) -> str:
     load(name)
     doc = importlib.import_module(f"ceiling.regimes.{name}").__doc__
     return " ".join(doc.split("\n\n")[0].split())
+
+
+def noise_ids(problems) -> list[int]:
+    """Keys of a step's noise: a problem's id, moved for its second and later copies in the step, so that
+    copies (one-problem training, the seam of two epochs) are different draws (invariant OS-3)."""
+    copies: collections.Counter = collections.Counter()
+    out = []
+    for p in problems:
+        out.append((p.id + copies[p.id] * 0x9E3779B1) % 2**32)
+        copies[p.id] += 1
+    return out
 
 
 def response_example(sample: Sample, **extra) -> Example:

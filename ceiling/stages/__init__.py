@@ -6,12 +6,12 @@ which stages there are; `STAGES` maps their kinds to functions.
 """
 
 from ceiling.stages.context import Context, load_policy
-from ceiling.stages.labels import labels
+from ceiling.stages.labels import label
 from ceiling.stages.measuring import evaluate, gain
 from ceiling.stages.mechanisms import autoencoder
 from ceiling.stages.training import arm, prior, teacher
 
 STAGES = {"prior": prior, "teacher": teacher, "arm": arm, "evaluate": evaluate, "gain": gain, "sae": autoencoder,
-          "labels": labels}  # fmt: skip
+          "labels": label}  # fmt: skip
 
 __all__ = ["STAGES", "Context", "load_policy"]

@@ -4,7 +4,6 @@ Everything a step does is a function of (seed, step), the train state and the le
 goes on from a checkpoint of those gives the same result. The loop stops at the step that lands nearest to the budget.
 """
 
-import collections
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +20,11 @@ from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding, put
-from ceiling.regimes.base import Material, Regime, Sample
+from ceiling.regimes.base import Material, Regime, Sample, noise_ids
 from ceiling.rollout.engine import generate
 from ceiling.rollout.scoring import executed_tokens, score
-from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
+from ceiling.tasks.base import Outcome, Problem, Task, Verifier, check_errors
+from ceiling.tasks.rewards import Label
 from ceiling.train import optim, signals
 from ceiling.train.checkpoint import Checkpoints
 from ceiling.train.step import init_state, make_step
@@ -48,7 +48,9 @@ CONFIG = optim.CONFIG | Section(
     lora_alpha=number(16.0, low=0, doc="adapters are added times alpha / rank"),
     lora_targets=text(" ".join(PROJECTIONS), doc="adapted projections"),
     steering=flag(False, "train one vector per layer, added to the residual stream, and nothing else"),
-)
+    reset_every=number(0, whole=True, low=0, doc="steps after which the reference policy becomes the policy, and the "
+                       "optimiser starts afresh (ProRL, arXiv:2505.24864); 0: never"),
+)  # fmt: skip
 
 
 MAX_IDLE_STEPS = 50  # steps in a row without any student-side work before the arm gives up
@@ -74,11 +76,13 @@ class Budget:
 
 @dataclasses.dataclass
 class Trained:
-    """Final parameters, the arm's ledger, and its curve: one dict of metrics per step."""
+    """Final parameters, the arm's ledger, its curve (one dict of metrics per step), and its history: (step, problem id,
+    right, samples) for every group of its own samples that was judged."""
 
     params: dict
     ledger: accounts.Ledger
     curve: list[dict]
+    history: list[tuple[int, int, int, int]]
 
 
 def adapted(config: ModelConfig, cfg) -> ModelConfig:
@@ -92,24 +96,27 @@ class Trainer:
     """The mutable things of one arm: state, ledger, curve, position. `run` is the loop.
 
     policy: what is trained, with fresh adapters if the arm has them; its parameters are donated. models: name
-    ("teacher", "reference") -> Policy, read when the regime first asks for one."""
+    ("teacher", "reference") -> Policy, read when the regime first asks for one. problems: those trained on, if not
+    the whole pool of the configuration. labels: by problem id, for a regime that asks for them."""
 
     def __init__(self, regime: Regime, cfg, policy: Policy, task: Task, *,
-                 models: Mapping[str, Policy], seed: int, budget: Budget, mesh, corpus: Callable):  # fmt: skip
+                 models: Mapping[str, Policy], seed: int, budget: Budget, mesh, corpus: Callable,
+                 problems: list[Problem] | None = None, labels: dict[int, Label] | None = None):  # fmt: skip
         self.regime, self.model_config, self.task, self.seed = regime, policy.config, task, seed
         self.budget, self.models, self.mesh, self.corpus = budget, models, mesh, corpus
         rounds = regime.rounds(cfg, task, np.random.default_rng(0))
         longest = max((r.max_tokens for r in rounds), default=task.max_response_tokens)
         self.cfg = cfg = {**cfg, "max_tokens": longest}
-        self.pool = task.training(dict(cfg["mix"]), cfg["pool"])
-        self.verify = Verifier(task)
-        self.ledger, self.curve, self.checkpoints = accounts.Ledger(), [], None
+        self.pool = task.training(dict(cfg["mix"]), cfg["pool"]) if problems is None else problems
+        self.labels, self.verify = labels, Verifier(task)
+        self.ledger, self.curve, self.history, self.checkpoints = accounts.Ledger(), [], [], None
         self.step, self.last, self.idle = 0, 0.0, 0  # steps done; FLOPs of the last; idle ones in a row
-        self.frozen = {name: models[name] for name in regime.frozen(cfg)}
+        self.reference = policy.replace(params=copied(policy.params)) if cfg["reset_every"] else None
+        self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
         self.max_tokens += task.max_response_tokens
         aux = regime.init_aux(policy.params, cfg) if regime.init_aux else None
-        optimiser, trained = optim.make(cfg), trainable(policy.config)
+        self.optimiser, self.trained = optimiser, trained = optim.make(cfg), trainable(policy.config)
         forward = Forward(policy.config)
         after = regime.after_update
         self.state = init_state(policy.params, optimiser, aux, trained)
@@ -121,9 +128,15 @@ class Trainer:
     def resume(self, checkpoints: Checkpoints) -> None:
         """Save there from now on, and start from its newest good checkpoint if it has one."""
         self.checkpoints = checkpoints
-        if found := checkpoints.restore(self.state):
-            self.state, host = found
+        if found := checkpoints.restore(self._device_state()):
+            state, host = found
+            if self.reference is None:
+                self.state = state
+            else:
+                self.state = state["state"]
+                self._refer(state["reference"])
             self.ledger, self.curve = accounts.Ledger.from_json(host["ledger"]), host["curve"]
+            self.history = [tuple(row) for row in host["history"]]
             self.step, self.last, self.idle = host["step"], host["last"], host["idle"]
 
     def run(self, report: Callable[[dict], None]) -> Trained:
@@ -131,6 +144,8 @@ class Trainer:
         signals.Stopped, after a checkpoint, if the process is asked to stop."""
         pending = None
         while not self.budget.spent(self.ledger, self.step, self.last):
+            if self.cfg["reset_every"] and self.step and self.step % self.cfg["reset_every"] == 0:
+                self._reset()
             before = self.ledger.spent(self.budget.axis)
             progress = self.budget.progress(self.ledger, self.step)
             examples, metrics = self._gather(self.step, lambda p=pending: self._settle(p, report))
@@ -153,13 +168,29 @@ class Trainer:
                     self.checkpoints.wait()
                 signals.check(f"after step {self.step}")
         self._settle(pending, report)
-        return Trained(self.state.params, self.ledger, self.curve)
+        return Trained(self.state.params, self.ledger, self.curve, self.history)
+
+    def _reset(self) -> None:
+        """ProRL's reset, a function of the step and the state: the policy is its own reference from here on, and the
+        optimiser remembers nothing."""
+        self._refer(copied(self.state.params))
+        fresh = init_state(self.state.params, self.optimiser, trainable=self.trained)
+        self.state = self.state.replace(opt_state=fresh.opt_state)
+
+    def _refer(self, params) -> None:
+        self.reference = self.reference.replace(params=params)
+        if "reference" in self.frozen:
+            self.frozen["reference"] = self.reference
+
+    def _device_state(self):
+        """The arrays that a checkpoint holds: the train state, and the reference where it changes."""
+        return self.state if self.reference is None else {"state": self.state, "reference": self.reference.params}
 
     def _save(self):
         """A checkpoint of everything that the next step depends on; the directory that it will be in."""
         host = {"step": self.step, "last": self.last, "idle": self.idle, "ledger": self.ledger.to_json(),
-                "curve": self.curve}  # fmt: skip
-        return self.checkpoints.save(self.step, self.state, host)
+                "curve": self.curve, "history": self.history}  # fmt: skip
+        return self.checkpoints.save(self.step, self._device_state(), host)
 
     def _gather(self, step: int, settle: Callable[[], None]):
         """Everything before the update: (examples, host metrics). `settle` waits for the last update;
@@ -170,13 +201,14 @@ class Trainer:
         rng = np.random.default_rng([self.seed, step, 31])
         material = Material(
             task=self.task, problems=[self.pool[i] for i in chosen], samples=[], scores={},
-            replay=lambda count: self.corpus(step * count, count), rng=rng,
+            replay=lambda count: self.corpus(step * count, count), rng=rng, labels=self.labels, key=(self.seed, step),
         )  # fmt: skip
         rounds = regime.rounds(cfg, self.task, rng)
         if rounds:
             settle()
         for number_, spec in enumerate(rounds):
             material.samples.append(self._sample(material, spec, step, number_))
+        self._remember(step, rounds, material)
         for name, request in regime.scores(material, cfg).items():
             material.scores[name] = self._score(request)
         start = time.perf_counter()
@@ -187,6 +219,14 @@ class Trainer:
         if not rounds:
             settle()
         return examples, metrics
+
+    def _remember(self, step: int, rounds, material: Material) -> None:
+        """How often the policy was right on each problem, by its first judged round of the step."""
+        for spec, groups in zip(rounds, material.samples, strict=True):
+            if spec.judged and spec.model == "policy":
+                for problem, group in zip(material.problems, groups, strict=True):
+                    self.history.append((step, problem.id, sum(s.verdict.right for s in group), len(group)))
+                return
 
     def _sample(self, material: Material, spec, step: int, round_: int) -> list[list[Sample]]:
         start = time.perf_counter()
@@ -287,6 +327,8 @@ class Trainer:
     def _policy(self, model: str) -> Policy:
         if model in ("policy", "ema"):
             return Policy(self.state.params if model == "policy" else self.state.aux, self.model_config, ())
+        if model == "reference" and self.reference is not None:
+            return self.reference
         return self.models[model]
 
     def _settle(self, pending: dict | None, report) -> None:
@@ -310,15 +352,9 @@ class Trainer:
             )
 
 
-def noise_ids(problems) -> list[int]:
-    """Keys of the sampling noise: a problem's id, moved for its second and later copies in a step, so that
-    copies (one-problem training, the seam of two epochs) are different draws (invariant OS-3)."""
-    copies: collections.Counter = collections.Counter()
-    out = []
-    for p in problems:
-        out.append((p.id + copies[p.id] * 0x9E3779B1) % 2**32)
-        copies[p.id] += 1
-    return out
+def copied(params):
+    """The same arrays in memory of their own: the train step donates its state."""
+    return jax.tree.map(jnp.copy, params)
 
 
 def stream(seed: int, *path: int) -> int:
