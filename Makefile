@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Compiling is most of what the tests do: three times as fast without optimisation. What is about rounding is not.
 UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 VENV_TPU := .venv-tpu
 
 .PHONY: quickstart test test-tpu bench clean
@@ -14,8 +14,8 @@ quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/qui
 
 test: $(VENV)/.dev  ## environment, then all tests
 	$(BIN)/ruff check .
-	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest $(TWO) -m "not exact"
-	$(BIN)/python -m pytest $(TWO) -m exact
+	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not exact"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m exact
 
 test-tpu: $(VENV_TPU)/.done  ## an environment of its own, then every program compiled for described TPUs
 	$(VENV_TPU)/bin/python -m pytest -n 2 tests/tpu

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-AFTER_CPU_S = 2.5  # mean of an exponential: most within a stage, some only after several
+AFTER_CPU_S = 2.0  # mean of an exponential: most within a stage, some only after several
 LISTENING_AFTER_CPU_S = 1.0  # a process that is asked to stop before it listens is simply killed
 
 
@@ -85,14 +85,20 @@ def cpu_s(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run(workdir: pathlib.Path, arms: list[str]) -> None:
-    """The experiment in this process. A few samples at a time, so that an evaluation has parts to lose."""
+def run(workdir: pathlib.Path, arms: list[str]) -> int:
+    """The experiment in this process, and the exit code of the command. A few samples at a time, so that an evaluation
+    has parts to lose."""
     import ceiling
     from ceiling.evals import sample
+    from ceiling.train import signals
 
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of a fork: log.txt keeps the lines
     sample.CHUNK_TOKENS = 600
-    ceiling.run(config(arms), workdir)
+    try:
+        ceiling.run(config(arms), workdir)
+    except signals.Stopped:
+        return signals.EXIT_CODE
+    return 0
 
 
 def struck(workdir: pathlib.Path) -> str:
