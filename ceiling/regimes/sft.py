@@ -2,20 +2,31 @@
 
     L = -sum_t m_t log p(y_t | x, y_<t) / sum_t m_t
 
-The same objective serves four sources of text, which differ in what the arm may read:
+The same objective serves five sources of text, which differ in what the arm may read:
     demonstrations  the curators' correct responses
     own_samples     the policy's own samples that the verifier accepts (rejection sampling, RFT)
+    critiques       critiques of candidate responses (critique fine-tuning, CFT, arXiv:2501.17703): x is the problem
+                    and a candidate, y a critique of it by `critic` (tasks/critiques.py), right or wrong
     text            plain passages without reasoning (continued pretraining, CPT)
     corpus          the prior's own corpus (how the prior itself is pretrained)
 `replay` replaces a share of every batch by documents of the prior's corpus: without it, continued
 pretraining on bare answers destroys the working that the prior had, and is no fair opponent.
+
+Critiques are of samples from where the arm starts ("reference"), as many as come, or of the file's responses. The
+trained policy is asked to solve the problem, never to criticise.
 """
+
+import dataclasses
 
 from ceiling.config import Section, number, text
 from ceiling.regimes.base import Material, Regime, Round, negative_log_likelihood, response_example, text_example
+from ceiling.regimes.critique_grpo import critic_rounds, critique_texts, responses
+from ceiling.tasks import critiques
 
 CONFIG = Section(
-    source=text("demonstrations", choices=("demonstrations", "own_samples", "text", "corpus")),
+    source=text("demonstrations", choices=("demonstrations", "own_samples", "critiques", "text", "corpus")),
+    critic=text("task", choices=("task", "teacher", "file"), doc="who wrote the critiques of source=critiques"),
+    critique_kind=text("cot", choices=critiques.KINDS, doc="what that critic may tell"),
     replay=number(0.0, low=0, high=1, doc="share of each batch drawn from the prior's corpus"),
 )
 
@@ -27,11 +38,31 @@ _READS = {
 }
 
 
+def reads(cfg):
+    if cfg["source"] == "critiques":
+        return ("prompt", "answer") + critiques.reads(cfg["critic"], cfg["critique_kind"])
+    return _READS[cfg["source"]]
+
+
 def rounds(cfg, task, rng):
-    if cfg["source"] != "own_samples":
-        return ()
     prompts = lambda material: [p.prompt for p in material.problems]  # noqa: E731
-    return (Round("policy", cfg["samples_per_prompt"], task.max_response_tokens, prompts),)
+    if cfg["source"] == "own_samples":
+        return (Round("policy", cfg["samples_per_prompt"], task.max_response_tokens, prompts),)
+    if cfg["source"] != "critiques":
+        return ()
+    critiques.check(task, cfg["critic"], cfg["critique_kind"])
+    if cfg["critic"] == "file":
+        return ()
+    candidates = Round("reference", cfg["samples_per_prompt"], task.max_response_tokens, prompts)
+    return (candidates, *critic_rounds(cfg, task))
+
+
+def longest(cfg, task):
+    """Tokens of the longest training sequence, where it can be longer than a prompt and a response."""
+    document = getattr(task, "max_document_tokens", 0) if cfg["source"] == "corpus" or cfg["replay"] else 0
+    if cfg["source"] != "critiques":
+        return document
+    return max(document, task.max_critique_prompt_tokens + task.max_critique_tokens)
 
 
 def examples(material: Material, cfg):
@@ -47,6 +78,9 @@ def _fresh(material: Material, cfg):
         return []
     if cfg["source"] == "own_samples":
         return [response_example(s) for group in material.samples[0] for s in group if s.verdict.right]
+    if cfg["source"] == "critiques":
+        room = longest(cfg, material.task)
+        return [example for example in _criticised(material, cfg) if len(example.tokens) <= room]
     if cfg["source"] == "text":
         passages = [material.task.passage(p) for p in material.problems]
         repeats = cfg["samples_per_prompt"]
@@ -61,11 +95,41 @@ def _fresh(material: Material, cfg):
     return [text_example(material.encode, prompt, response) for prompt, response in texts if response]
 
 
+def _criticised(material: Material, cfg):
+    """A critique after its problem and candidate, which is all that the student reads, whatever the critic knew."""
+    task, encode, kind = material.task, material.encode, cfg["critique_kind"]
+    context = lambda problem, response: task.critique_prompt(problem, response, None)  # noqa: E731
+    if cfg["critic"] == "file":
+        known = [(p, *pair) for p in material.problems for pair in _chosen(task.recorded(p, kind), material, cfg)]
+        return [text_example(encode, context(p, y), critique + task.tokenizer.eos) for p, y, critique in known]
+    problems, candidates = responses(material)
+    contexts = [context(p, task.tokenizer.decode(s.tokens)) for p, s in zip(problems, candidates, strict=True)]
+    if cfg["critic"] == "task":
+        ended = [critique + task.tokenizer.eos for critique in critique_texts(material, cfg)]
+        return [text_example(encode, *texts) for texts in zip(contexts, ended, strict=True)]
+    written = [s for group in material.samples[1] for s in group]
+    return [
+        response_example(dataclasses.replace(s, prompt=encode(x))) for x, s in zip(contexts, written, strict=True)
+    ]  # fmt: skip
+
+
+def _chosen(pairs: list, material: Material, cfg) -> list:
+    """Up to samples_per_prompt of them, at random."""
+    return [pairs[i] for i in material.rng.permutation(len(pairs))[: cfg["samples_per_prompt"]]]
+
+
+def counts(material: Material, learned, cfg):
+    """Critique tokens that were learned from, whoever wrote them; a teacher's are charged as its rollout, too."""
+    if cfg["source"] != "critiques":
+        return {}
+    replayed = round(cfg["replay"] * cfg["prompts_per_step"] * cfg["samples_per_prompt"])
+    return {"critique tokens": sum(int(e.mask.sum()) for e in learned[replayed:])}
+
+
 def loss(params, batch, frozen, forward, cfg):
     return negative_log_likelihood(params, batch, forward)
 
 
 REGIME = Regime(
-    name="sft", config=CONFIG, reads=lambda cfg: _READS[cfg["source"]], rounds=rounds,
-    examples=examples, loss=loss,
+    name="sft", config=CONFIG, reads=reads, rounds=rounds, examples=examples, loss=loss,
 )  # fmt: skip

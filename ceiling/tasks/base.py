@@ -124,6 +124,28 @@ class Task(Protocol):
         """Problems, a forced start of the response and the accuracy that a usable prior must reach."""
 
 
+class Critiqued(Task, Protocol):
+    """What a task has beside `Task` if its responses can be critiqued (see critiques.py)."""
+
+    critics: dict[str, tuple[str, ...]]  # critic -> the kinds that it can write; empty: no critiques
+    max_critique_tokens: int  # the longest critique, its end included
+    max_critique_prompt_tokens: int  # the longest prompt for one
+    max_document_tokens: int  # the longest document of its corpora, where longer than a prompt and a response; or 0
+
+    def critique(self, problem: Problem, response: str, verdict: Verdict, kind: str) -> str | None:
+        """The task's own critique of a judged response, or None where its templates have none."""
+
+    def critique_prompt(self, problem: Problem, response: str, kind: str | None) -> str:
+        """What a critic reads before it writes: the problem, the response, and what the kind lets it know (None: no
+        more than these)."""
+
+    def recorded(self, problem: Problem, kind: str) -> list[tuple[str, str]]:
+        """(response, critique) pairs of the file, if there is one."""
+
+    def refinement_prompt(self, problem: Problem, response: str, critique: str) -> str:
+        """What a better response is asked for with. It is never a training context."""
+
+
 def load(task_config, data_config, tokenizer=None) -> Task:
     """The task that `task_config.name` names, on the user's data if it reads any. tokenizer: a checkpoint's;
     None where the model is trained from scratch on the task's own."""
@@ -138,7 +160,7 @@ def module(name: str):
     return importlib.import_module(f"ceiling.tasks.{name}")
 
 
-_NOT_TASKS = ("base", "numeric", "rewards", "grading", "pool", "gym_worker")
+_NOT_TASKS = ("base", "critiques", "numeric", "rewards", "grading", "pool", "gym_worker")
 
 
 class Verifier:

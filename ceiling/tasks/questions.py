@@ -28,7 +28,7 @@ from ceiling.config import ConfigError, Section, flag, number, text
 from ceiling.data import mixture, prompts, sources
 from ceiling.data.order import permute
 from ceiling.data.tokens import ByteTokenizer
-from ceiling.tasks import grading, numeric
+from ceiling.tasks import critiques, grading, numeric
 from ceiling.tasks.base import Document, Group, Outcome, Passage, Problem, Verdict
 
 MARK = "####"
@@ -53,6 +53,8 @@ CONFIG = Section(
     evaluation_path=text("", doc="held-out questions of their own: a file or hub data set like config.data.path"),
     max_prompt_tokens=number(408, whole=True, low=8, doc="longer prompts are left out, and counted"),
     max_response_tokens=number(256, whole=True, low=8),
+    critiques_path=text("", doc="recorded critiques: a file of question, response, kind, critique"),
+    max_critique_tokens=number(256, whole=True, low=8),
     verifier_workers=number(2, whole=True, low=1, high=256, doc="processes of grader math"),
     verifier_item_s=number(5.0, low=0.1, doc="seconds for one answer"),
     verifier_batch_s=number(60.0, low=1, doc="seconds for a batch of answers"),
@@ -86,6 +88,7 @@ class Questions:
         self.left_out = self.overlap = 0
         self.provenance = {}
         self._split(path)
+        self._prepare_critiques()
         self._training_groups = _grouped(self._training)
         self.groups = tuple(_group(name, config) for name in sorted({p.group for p in self._evaluation}))
         self.provenance |= {
@@ -243,6 +246,52 @@ class Questions:
             {"gold": gold, "response": response, "style": style, "kind": "math"}
             for gold, response in zip(golds, responses, strict=True)
         ])  # fmt: skip
+
+    def _prepare_critiques(self) -> None:
+        config, self._recorded = self.config, None
+        self.critics = {"task": ("indicative", "indicative_gt"), "policy": ("cot",), "teacher": critiques.KINDS}
+        if path := config["critiques_path"]:
+            self._recorded = critiques.Recorded(path, self.tokenizer, "config.task.critiques_path")
+            self.critics["file"] = self._recorded.kinds
+            if not any(self.recorded(p, kind) for kind in self._recorded.kinds for p in self._training):
+                raise ConfigError(f"{path}: no critique is of a training question; check config.task.critiques_path")
+        around = len(self.tokenizer.encode(self.critique_prompt(Problem(0, "", "", "", Source("", "")), "", None)))
+        self.max_critique_tokens, self.max_document_tokens = config["max_critique_tokens"], 0
+        self.max_critique_prompt_tokens = config["max_prompt_tokens"] + config["max_response_tokens"] + around
+
+    def critique(self, problem: Problem, response: str, verdict: Verdict, kind: str) -> str | None:
+        """A template knows whether the answer is right and what it is. Where the working goes wrong it cannot tell."""
+        if kind == "cot" and not verdict.right:
+            return None
+        said = "The response is right." if verdict.right else "The response is wrong."
+        return said + (f" The right answer is {problem.answer}." if kind == "indicative_gt" else "")
+
+    def critique_prompt(self, problem: Problem, response: str, kind: str | None) -> str:
+        known = {
+            "indicative_gt": f"The right answer is {problem.answer}.\n",
+            "cot": f"A right solution:\n{problem.meta.solution}\nThe right answer is {problem.answer}.\n",
+        }  # fmt: skip
+        asked = "Write a critique of the response: is it right, and if not, what is wrong in it first?"
+        return self._about(problem, response, known.get(kind, "") + asked)
+
+    def recorded(self, problem: Problem, kind: str) -> list[tuple[str, str]]:
+        return self._recorded.of(problem.meta.question, kind)
+
+    def refinement_prompt(self, problem: Problem, response: str, critique: str) -> str:
+        asked = f"A critique of the response:\n{self._quoted(critique)}\n\nAnswer the question again, and better."
+        return self._about(problem, response, asked)
+
+    def _about(self, problem: Problem, response: str, rest: str) -> str:
+        """The task's own prompt, asked about a response to the question."""
+        body = self._quoted(self.tokenizer.split_end(response)[0])
+        said = f"{problem.meta.question}\n\nA response to this question:\n{body}\n\n{rest}"
+        return prompts.render(self.tokenizer, said, **self._prompt)
+
+    def _quoted(self, written: str) -> str:
+        """What a model wrote, without the control tokens that it may have written."""
+        while token := prompts.control_token(self.tokenizer, written):
+            written = written.replace(token, "")
+        return written
 
     def answer_span(self, response: str) -> tuple[int, int] | None:
         return grading.answer_span(self.tokenizer.split_end(response)[0], self.config["answer_style"])

@@ -9,9 +9,10 @@ import numpy as np
 from ceiling.config import ConfigError, Section, number, table, text
 from ceiling.data.mixture import apportion
 from ceiling.data.tokens import CharTokenizer
+from ceiling.tasks import critiques
 from ceiling.tasks.base import Document, Group, Passage, Problem, Verdict
+from ceiling.tasks.lab import critic, prior, problems, verifier
 from ceiling.tasks.lab import language as lang
-from ceiling.tasks.lab import prior, problems, verifier
 
 CONFIG = Section(
     name=text("lab"),
@@ -29,6 +30,7 @@ CONFIG = Section(
     demonstrations=table({"S": 0.45, "P": 0.10, "L": 0.35, "D": 0.10}, low=0,
                          doc="strategy mixture of the curated demonstrations"),
     demonstrated_groups=text("C R V U X M", doc="groups whose demonstrations the curators have"),
+    critiques=number(0.0, low=0, high=0.9, doc="share of the corpora that shows critiques and what to do with them"),
 )  # fmt: skip
 
 
@@ -39,10 +41,16 @@ class Lab:
     groups: tuple[Group, ...] = problems.GROUPS
     max_response_tokens = lang.MAX_RESPONSE
     guess_rate = 1e-4  # one of 10^4 answers is right
+    max_critique_tokens, max_critique_prompt_tokens = critic.MAX_CRITIQUE, critic.MAX_PROMPT
 
     def __init__(self, config):
         self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
-        self.tokenizer = CharTokenizer(lang.SYMBOLS, eos="$")
+        criticised = config["critiques"] > 0
+        self.tokenizer = CharTokenizer(lang.SYMBOLS + (lang.MARKS if criticised else ""), eos="$")
+        # Without the documents no model of the lab can read a critique, let alone write one; they show one kind of it.
+        models = {"policy": ("cot",), "teacher": ("cot",)}
+        self.critics = {"task": critiques.KINDS, **models} if criticised else {}
+        self.max_document_tokens = critic.MAX_DOCUMENT if criticised else 0
         self.splits = problems.make_splits(
             config["seed"], config["evaluation_per_group"], config["training_per_group"],
             config["gate_problems"],
@@ -71,7 +79,9 @@ class Lab:
         else:
             recipe = prior.teacher_recipe(c["teacher_strategies"], c["teacher_depths"].values())
         teacher = kind == "teacher"
-        return prior.write(recipe, seed, count, conventions=teacher)[0]
+        criticised = round(c["critiques"] * count)
+        documents = prior.write(recipe, seed, count - criticised, conventions=teacher)[0]
+        return critic.mixed(documents, recipe, seed, criticised, conventions=teacher)
 
     def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | None:
         if problem.group not in self.config["demonstrated_groups"].split():
@@ -92,6 +102,15 @@ class Lab:
 
     def answer_span(self, response: str) -> tuple[int, int] | None:
         return verifier.answer_span(response)
+
+    def critique(self, problem: Problem, response: str, verdict: Verdict, kind: str) -> str:
+        return critic.critique(*problem.meta, problem.answer, response, verdict.right, kind)
+
+    def critique_prompt(self, problem: Problem, response: str, kind: str | None) -> str:
+        return critic.prompt(problem.prompt, response)
+
+    def refinement_prompt(self, problem: Problem, response: str, critique: str) -> str:
+        return critic.refinement_prompt(problem.prompt, response, critique)
 
     def gate(self):
         return self.splits.gate, "S", self.config["gate_accuracy"]
