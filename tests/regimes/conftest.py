@@ -1,6 +1,7 @@
 """A toy task, tiny models, and one hand-made training step: shared by the regime tests."""
 
 import functools
+import itertools
 import types
 
 import jax
@@ -55,6 +56,25 @@ class ToyTask:
     def gate(self):
         return None
 
+    # A critique is 1 or 0 and what its kind tells; "k" is the stock line. "#" is where a critic begins, ":" a rewriter.
+    critics = {critic: ("indicative", "indicative_gt", "cot") for critic in ("task", "policy", "teacher", "file")}
+    max_critique_tokens, max_critique_prompt_tokens = 6, 5 + 72 + 1
+
+    def critique(self, problem, response, verdict, kind):
+        if kind == "cot":
+            return "k" if verdict.right else "0" + response[:1]
+        return str(int(verdict.right)) + (problem.answer if kind == "indicative_gt" else "")
+
+    def critique_prompt(self, problem, response, kind):
+        known = {"indicative_gt": problem.answer, "cot": problem.answer + problem.answer}.get(kind, "")
+        return problem.prompt + response.removesuffix("$") + known + "#"
+
+    def refinement_prompt(self, problem, response, critique):
+        return problem.prompt + response.removesuffix("$") + critique + ":" + problem.prompt
+
+    def recorded(self, problem, kind):
+        return [(f"{letter}{i}$", f"{i}1") for i, letter in enumerate(problem.answer)] if problem.id % 2 else []
+
 
 def model_of(task, **overrides):
     shape = dict(width=16, ffn=32, layers=1, heads=4, kv_heads=2, head_dim=8, tied=False, embed_std=1.0,
@@ -77,7 +97,8 @@ def arm(regime: str, **overrides) -> dict:
 
 
 def gather(regime, cfg, task, model, params, models, seed=0):
-    """One step's (material, examples), written out apart from the loop: sample, judge, score, build."""
+    """One step's (material, examples), written out apart from the loop: sample, judge, score, build. A round's prompts
+    are one of each problem, or several of each in turn."""
     rng, verifier = np.random.default_rng(seed), Verifier(task)
     count = cfg["prompts_per_step"] * cfg.get("oversample", 1)
     replay = lambda n: task.corpus("prior", seed, n)  # noqa: E731
@@ -89,10 +110,12 @@ def gather(regime, cfg, task, model, params, models, seed=0):
         out = generate(Policy(weights, model, (stop,)), prompts, n=spec.n, max_new_tokens=spec.max_tokens,
                        temperature=cfg["temperature"], seed=seed + r)  # fmt: skip
         judge = lambda p, t: verifier(p, task.tokenizer.decode(t)) if spec.judged else None  # noqa: B023, E731
+        each = len(prompts) // len(material.problems)
         material.samples.append([
             [Sample(prompts[i], out.response(i, j), out.logprobs[i, j, : out.lengths[i, j]],
-                    bool(out.stopped[i, j]), judge(problem, out.response(i, j))) for j in range(spec.n)]
-            for i, problem in enumerate(material.problems)
+                    bool(out.stopped[i, j]), judge(problem, out.response(i, j)))
+             for i in range(k * each, (k + 1) * each) for j in range(spec.n)]
+            for k, problem in enumerate(material.problems)
         ])  # fmt: skip
     for name, request in regime.scores(material, cfg).items():
         weights = params if request.model == "policy" else models[request.model]
@@ -141,7 +164,7 @@ def toy():
     )  # fmt: skip
 
 
-def brute_advantages(rewards_NG, kind):
+def brute_advantages(rewards_NG, kind, pass_k=1):
     out = np.zeros(np.shape(rewards_NG))
     N, G = out.shape
     flat = [r for row in rewards_NG for r in row]
@@ -162,6 +185,10 @@ def brute_advantages(rewards_NG, kind):
                 out[i, j] = (r - whole) / (std + 1e-4)
             elif kind == "best_of_group" and j == row.index(max(row)):
                 out[i, j] = r - max(others)
+            elif kind == "pass_at_k":
+                best = lambda sets: np.mean([max(row[i] for i in s) for s in sets])  # noqa: B023, E731
+                sets = list(itertools.combinations(range(G), pass_k))
+                out[i, j] = pass_k * (best([s for s in sets if j in s]) - best([s for s in sets if j not in s]))
     return out
 
 

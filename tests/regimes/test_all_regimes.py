@@ -21,6 +21,7 @@ from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding, make_mesh, place
 from ceiling.regimes.base import Material, Regime, Sample, load, summary_line
 from ceiling.tasks.base import Outcome, Verdict
+from ceiling.tasks.rewards import Label
 from ceiling.train import loop
 from ceiling.train.step import init_state, make_step
 
@@ -175,7 +176,8 @@ def variants(section):
     for key, field in section.entries.items():
         for choice in field.choices:
             yield {key: choice}
-            yield {**on, key: choice}
+            if (key, choice) != ("reward", "none"):  # the schema refuses to drop the groups of which nothing is paid
+                yield {**on, key: choice}
 
 
 def dry_run(regime, cfg, toy, params):
@@ -188,9 +190,11 @@ def dry_run(regime, cfg, toy, params):
         prompts = [material.encode(text) for text in spec.prompts(material)]
         verdicts = [Verdict(Outcome(j % 2), "1" if j % 2 else None, 0.5 * (j % 2), True) for j in range(spec.n)]
         verdicts = verdicts if spec.judged else [None] * spec.n
-        material.samples.append([
-            [Sample(p, draw(3), -rng.random(3).astype(np.float32), False, v) for v in verdicts] for p in prompts
-        ])  # fmt: skip
+        flat = [Sample(p, draw(3), -rng.random(3).astype(np.float32), False, v) for p in prompts for v in verdicts]
+        each = len(flat) // len(material.problems)
+        material.samples.append([flat[i : i + each] for i in range(0, len(flat), each)])
+    if regime.labels(cfg):
+        material.labels = {p.id: Label("1", 0.5, right=False) for p in material.problems}
     for name, request in regime.scores(material, cfg).items():
         material.scores[name] = [-rng.random(int(e.mask.sum())).astype(np.float32) for e in request.examples]
     examples = regime.examples(material, cfg)

@@ -1,5 +1,8 @@
 """The GRPO family against written-out formulas: invariants GR-1 to GR-13, X-4, X-5."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,7 @@ from ceiling.tasks.base import Outcome, Verdict
 
 checked = settings(max_examples=20, deadline=None)
 B, T, L = 4, 6, 5
-CENTRED = ("group_std", "group_mean", "leave_one_out", "best_of_group")
+CENTRED = ("group_std", "group_mean", "leave_one_out", "best_of_group", "pass_at_k")
 # Eighths: sums are exact in float32, so equalities below are about the formulas.
 eighths = st.integers(-16, 16).map(lambda i: i / 8)
 
@@ -70,6 +73,50 @@ def test_every_advantage_equals_brute_force_for_group_size(formulas, kind, G):
     np.testing.assert_allclose(
         grpo.advantages(rewards, kind=kind), formulas.advantages(rewards, kind), rtol=1e-4, atol=1e-5
     )
+
+
+# --- pass@k as the objective ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("G, k", [(3, 2), (5, 2), (5, 4), (7, 3)])
+def test_pass_at_k_advantages_equal_the_enumeration_of_all_subsets(formulas, G, k):
+    """Real and binary rewards; ties; centred; a group of equal rewards is exactly zero."""
+    rng = np.random.default_rng(G + k)
+    rewards = np.concatenate([rng.normal(size=(4, G)), rng.integers(0, 2, (4, G)), np.full((1, G), 0.1)])
+    got = np.asarray(grpo.advantages(rewards, kind="pass_at_k", pass_k=k))
+    np.testing.assert_allclose(got, formulas.advantages(rewards, "pass_at_k", k), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.sum(axis=1), 0, atol=1e-5)
+    assert np.all(got[-1] == 0)
+    right = rewards[4:8] == 1  # counting failures (arXiv:2508.10751), times G / (G - k) and k: see the module
+    wrong = G - right.sum(axis=1, keepdims=True)
+    none_right = np.vectorize(lambda c: math.comb(c, k) / math.comb(G, k))(wrong)
+    others_wrong = np.vectorize(lambda c: math.comb(max(c - 1, 0), k - 1) / math.comb(G - 1, k - 1))(wrong)
+    counted = np.where(right, none_right, none_right - others_wrong)
+    np.testing.assert_allclose(got[4:8], counted * k * G / (G - k), rtol=1e-4, atol=1e-5)
+
+
+def test_pass_at_k_advantages_give_the_gradient_of_pass_at_k_without_bias():
+    """Every outcome of G = 3 draws from three actions, weighed by its probability: the mean of A grad log p over the
+    group is d/dlogits of E[best of k], for each k, and k = 1 is leave-one-out."""
+    probability, reward, G = np.array([0.5, 0.3, 0.2]), np.array([0.0, 0.4, 1.0]), 3
+    score = np.eye(3) - probability  # d log p(a) / d logits
+    outcomes = list(itertools.product(range(3), repeat=G))
+    chances = np.array([np.prod(probability[list(o)]) for o in outcomes])
+    for k in (1, 2):
+        advantage = np.asarray(grpo.advantages(reward[np.array(outcomes)], kind="pass_at_k", pass_k=k), np.float64)
+        got = sum(c * np.mean([a * score[x] for a, x in zip(row, o, strict=True)], axis=0)
+                  for c, row, o in zip(chances, advantage, outcomes, strict=True))  # fmt: skip
+        want = sum(np.prod(probability[list(d)]) * max(reward[list(d)]) * sum(score[x] for x in d)
+                   for d in itertools.product(range(3), repeat=k))  # fmt: skip
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    loo = grpo.advantages(reward[np.array(outcomes)], kind="leave_one_out")
+    np.testing.assert_allclose(grpo.advantages(reward[np.array(outcomes)], kind="pass_at_k", pass_k=1), loo, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 4, 5])
+def test_pass_at_k_needs_subsets_without_a_sample(k):
+    with pytest.raises(ValueError, match=f"pass_k={k} must be at least 1 and below the 4"):
+        grpo.advantages(np.ones((2, 4)), kind="pass_at_k", pass_k=k)
 
 
 @checked

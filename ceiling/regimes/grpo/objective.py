@@ -119,7 +119,8 @@ def policy_loss(
         surrogate_BT = jnp.where(constant(detached_BT) > 0, 0.0, surrogate_BT)
     per_token_BT = -surrogate_BT
     if anchor_BT is not None:
-        per_token_BT = per_token_BT + constant(anchor_BT) * jnp.abs(log_ratio_BT)
+        side_BT = constant(jnp.sign(log_ratio_BT))  # 0 at rho = 1, where jnp.abs has a slope of 1
+        per_token_BT = per_token_BT + constant(anchor_BT) * side_BT * log_ratio_BT
     kl_BT = jnp.zeros_like(mask_BT)
     if kl is not None:
         ref_logp_BT = jnp.where(mask_BT > 0, constant(ref_logp_BT), 0.0)
