@@ -138,7 +138,7 @@ def loss(params, batch, frozen, forward, cfg):
     logp_BT, entropy_BT = forward.logprobs(
         params, batch, temperature=cfg["temperature"], entropy=cfg["entropy_bonus"] > 0
     )
-    refined_B1, advantage_B = batch.extra["refined"][:, None], batch.extra["advantage"]
+    refined_B1, advantage_B = constant(batch.extra["refined"])[:, None], batch.extra["advantage"]
     initial_BT, refined_BT = batch.mask_BT * (1 - refined_B1), batch.mask_BT * refined_B1
     own_BT, behaviour_BT = constant(logp_BT), batch.extra["behaviour"]
     on_policy = cfg["minibatches"] * cfg["epochs"] == 1

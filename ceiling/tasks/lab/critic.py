@@ -1,9 +1,10 @@
 """The lab's critic, and the corpus documents from which a prior learns to write and to use critiques.
 
-    prompt attempt mark [#dddd | four slots] prompt
-    gb..=1234      Sρ7890…#9012  ✗.β..  gb..=1234     then the refined response
+    prompt attempt ? mark [#dddd | four slots] prompt
+    gb..=1234 Sρ7890…#9012 ? ✗.β.. gb..=1234     then the refined response
 
-The mark says whether the answer is right. "#dddd" is the gold answer (indicative_gt). The four slots (cot) hold the
+"?" takes the place of the attempt's end: without it a critique would have to be expected after every answer. The mark
+says whether the answer is right. "#dddd" is the gold answer (indicative_gt). The four slots (cot) hold the
 true function token of the first wrong step in the slot of its letter, "." elsewhere. They stand beside the four letter
 slots of the repeated prompt, so the way from a step to its letter and to the critique of that letter is the same
 whichever letter it is. The repeated prompt keeps the state before the first step where every response has it.
@@ -22,16 +23,17 @@ from ceiling.tasks.base import Document
 from ceiling.tasks.critiques import KINDS
 from ceiling.tasks.lab import language as lang
 
-WRONG, RIGHT = lang.MARKS
+ASK, WRONG, RIGHT = lang.MARKS
 MAX_CRITIQUE = 7  # the mark, "#" and four digits, the end
 _PROMPT = len(lang.prompt("", lang.STATES[0]))
-MAX_PROMPT = _PROMPT + lang.MAX_RESPONSE
+MAX_PROMPT = _PROMPT + lang.MAX_RESPONSE + 1
 MAX_DOCUMENT = MAX_PROMPT + MAX_CRITIQUE + _PROMPT + lang.MAX_RESPONSE
 KNOWN = tuple(lang.COMMON | lang.SKILLS)
 SLIPS = tuple(lang.COMMON | lang.SKILLS | lang.DECOYS)  # what a wrong step may do
 SHOWN = lang.COMMON_LETTERS | lang.ALIAS_LETTERS
 WRITING_SHARE = 1 / 4  # of the documents end in the critique, the others go on from it
 RIGHT_SHARE = 1 / 4  # of the attempts are right on purpose
+KIND_SHARES = (1 / 4, 1 / 4, 1 / 2)  # of the kinds of critique that documents go on from
 READING_SHARE = 1 / 2  # of the flawed attempts in documents that go on are wrong by a reading, the others by a slip
 
 
@@ -76,8 +78,8 @@ def _shown(response: str, i: int, letter: str, function: str, state: str) -> boo
 
 
 def prompt(problem_prompt: str, response: str) -> str:
-    """What a critic continues: the problem and the response, without its end."""
-    return problem_prompt + response.removesuffix("$")
+    """What a critic continues: the problem and the response, with "?" for its end."""
+    return problem_prompt + response.removesuffix("$") + ASK
 
 
 def refinement_prompt(problem_prompt: str, response: str, critique: str) -> str:
@@ -152,7 +154,7 @@ def write(recipe, seed: int, count: int, *, conventions: bool) -> list[Document]
             if writing:
                 documents.append(Document(prompt(problem, case.attempt), case.critique("cot") + "$"))
             else:
-                criticised = case.critique(KINDS[rng.integers(len(KINDS))])
+                criticised = case.critique(str(rng.choice(KINDS, p=KIND_SHARES)))
                 documents.append(Document(refinement_prompt(problem, case.attempt, criticised), case.correction()))
     return documents
 

@@ -66,7 +66,7 @@ STRATEGIES = {
     "N": "noisy: like S, each function replaced by a random common one half of the time",
 }
 SYMBOLS = "=#$." + DIGITS + "".join(TRUTH) + "".join(FUNCTIONS) + "".join(STRATEGIES)
-MARKS = "✗✓"  # open a critique (critic.py): a wrong and a right answer. Only labs with critiques have these symbols
+MARKS = "?✗✓"  # critic.py: what is said of this? It is wrong; it is right. Only labs with critiques have these symbols
 
 
 def text_of(digits_4: np.ndarray) -> str:
