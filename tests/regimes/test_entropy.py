@@ -242,8 +242,8 @@ def test_SR3_under_random_pay_symmetric_clipping_moves_the_policy_to_its_mode():
 
 
 def test_OS1_OS2_OS4_when_every_response_is_paid_alike_only_the_entropy_bonus_moves_the_weights(toy):
-    """All right (post-saturation), all wrong, and reward "none": no gradient without a bonus; with one exactly the gradient
-    of the masked full-softmax entropy at the sampling temperature."""
+    """All right (post-saturation), all wrong, and reward "none": no gradient without a bonus; with one exactly that of
+    the masked full-softmax entropy at the sampling temperature."""
     rng = np.random.default_rng(0)
     rows = [-rng.random(n).astype(np.float32) for n in rng.integers(1, 6, 16)]
     build = lambda right, **keys: grpo.examples(material_of(rows, [right] * 16), settings_of(**keys))  # noqa: E731

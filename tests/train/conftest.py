@@ -42,14 +42,14 @@ def lab():
     )  # fmt: skip
     weights = fresh(model, 0)
 
-    def trainer(regime, budget, *, seed=1, mesh=None, task=task, models=None, **overrides) -> Trainer:
+    def trainer(regime, budget, *, seed=1, mesh=None, task=task, models=None, problems=None, **overrides) -> Trainer:
         name = regime if isinstance(regime, str) else regime.name
         overrides = {"prompts_per_step": 4, "samples_per_prompt": 2, "pool": 32, "mix": {"C": 1.0}, **overrides}
         mesh = mesh or make_mesh()
         start = place(jax.tree.map(np.array, weights), model, mesh)
         record = load(name) if isinstance(regime, str) else regime
         return Trainer(record, ceiling.arm(name, **overrides).to_dict(), Policy(start, model, ()), task,
-                       models=models or {}, seed=seed, budget=budget, mesh=mesh,
+                       models=models or {}, seed=seed, budget=budget, mesh=mesh, problems=problems,
                        corpus=lambda at, n: task.corpus("prior", 1000 + at, n) if n else [])  # fmt: skip
 
     return types.SimpleNamespace(task=task, model=model, weights=weights, trainer=trainer, Budget=Budget, fresh=fresh)

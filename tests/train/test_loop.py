@@ -13,6 +13,7 @@ from ceiling.model.sequences import Forward
 from ceiling.model.sharding import make_mesh
 from ceiling.regimes.base import load
 from ceiling.tasks.base import Outcome, Verdict
+from ceiling.train.checkpoint import Checkpoints
 from ceiling.train.loop import stream
 
 
@@ -192,6 +193,7 @@ def test_FL9_the_total_axis_counts_the_teacher(lab):
     assert ledger.teacher_flops > 0 and ledger.entries["rollout", "teacher"].flops == ledger.teacher_flops
     assert abs(ledger.student_flops + ledger.teacher_flops - 2e8) <= max(np.diff([r["flops"] for r in trained.curve]))
     assert ("rollout", "policy") not in ledger.entries
+    assert trained.history == [], "the teacher's samples are judged, but they are not the policy's"
 
 
 def test_a_source_without_examples_ends_in_a_clear_error(lab):
@@ -294,6 +296,92 @@ def test_OS3_duplicates_of_a_problem_in_a_step_are_groups_of_their_own(lab):
     groups = [tuple(tuple(s.tokens) for s in g) for g in seen[0][0].samples[0]]
     assert len(groups) == 4 and len({len(g) for g in groups}) == 1
     assert len(set(groups)) == 4, "identical noise for every copy of the problem"
+
+
+def test_OS5_one_problem_fills_the_batch_and_every_copy_is_charged_its_prefill(lab):
+    chosen = lab.task.training({"C": 1.0}, 32)[5:6]
+    trained = run(lab.trainer(spied("grpo", [], loss=cheap), lab.Budget(steps=2), problems=chosen))
+    assert trained.ledger.problems == {chosen[0].id} and trained.ledger.counters["empty training slots"] == 0
+    prompt = len(lab.task.tokenizer.encode(chosen[0].prompt))
+    rollout, train = (trained.ledger.entries[phase, "policy"] for phase in ("rollout", "train"))
+    responses = train.tokens - 16 * prompt
+    assert rollout.sequences == 16 and rollout.tokens == 8 * prompt + responses, "two steps of four copies"
+
+
+def test_the_history_counts_the_right_answers_of_every_group(lab):
+    seen = []
+    trained = run(lab.trainer(spied("grpo", seen, loss=cheap), lab.Budget(steps=2)))
+    want = [(step, p.id, sum(s.verdict.right for s in group), 2) for step, (material, _) in enumerate(seen)
+            for p, group in zip(material.problems, material.samples[0], strict=True)]  # fmt: skip
+    assert trained.history == want and len(want) == 8 and len({right for _, _, right, _ in want}) > 1
+
+
+# --- ProRL's reset ----------------------------------------------------------------------------------------
+
+RESET = dict(reset_every=2, kl="k3", lr=0.05, warmup=0.0)
+
+
+def near(params, batch, frozen, forward, cfg):
+    """A loss that compiles at once and whose metric is the distance to the reference."""
+    distance = jnp.sum((params["final_norm"] - frozen["reference"].params["final_norm"]) ** 2)
+    return jnp.sum(params["final_norm"]) + distance, jnp.float32(1), {"kl": (distance, jnp.float32(1))}
+
+
+def resetting(lab, hook=lambda step: None, **changes):
+    """(trainer, counts of the optimiser's updates at the start of each step); hook(step) runs after its rollout."""
+    counts = []
+
+    def examples(material, cfg):
+        counts.append(int(trainer.state.opt_state[1].count))
+        hook(material.key[1])
+        return load("grpo").examples(material, cfg)
+
+    regime = dataclasses.replace(load("grpo"), examples=examples, loss=near)
+    models = {"reference": Policy(lab.weights, lab.model, ())}
+    trainer = lab.trainer(regime, lab.Budget(steps=5), models=models, **{**RESET, **changes})
+    return trainer, counts
+
+
+@pytest.fixture(scope="module")
+def resets(lab):
+    """A run of five steps with resets before the third and the fifth."""
+    trainer, counts = resetting(lab)
+    return run(trainer), counts
+
+
+def test_a_reset_makes_the_policy_its_own_reference_and_the_optimiser_forget(resets, lab):
+    trained, counts = resets
+    kl = [row["kl"] for row in trained.curve]
+    assert [value == 0 for value in kl] == [True, False, True, False, True]
+    assert counts == [0, 1, 0, 1, 0]
+    entries = trained.ledger.entries
+    assert entries["score", "reference"].tokens == entries["train", "policy"].tokens, "charged as any reference is"
+    trainer, counts = resetting(lab, reset_every=0)
+    plain = run(trainer)
+    assert plain.curve[:2] == trained.curve[:2], "until the first reset it is the ordinary reference"
+    assert all(row["kl"] > 0 for row in plain.curve[1:]) and counts == [0, 1, 2, 3, 4]
+
+
+def test_R1_a_run_killed_before_a_reset_and_between_two_gives_the_same_numbers(resets, lab, tmp_path):
+    """In step 3, with a checkpoint from just before the reset, and in step 4, with the reference of the reset in it."""
+
+    def until(dies):
+        def hook(step):
+            if step == dies:
+                raise KeyboardInterrupt
+
+        with Checkpoints(tmp_path, "settings", every_steps=1, log=lambda line: None) as checkpoints:
+            trainer, _ = resetting(lab, hook)
+            trainer.resume(checkpoints)
+            return trainer.run(lambda row: None)
+
+    for dies in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            until(dies)
+    trained, whole = until(None), resets[0]
+    assert trained.curve == whole.curve and trained.history == whole.history and len(whole.history) == 20
+    assert trained.ledger.student_flops == whole.ledger.student_flops
+    jax.tree.map(np.testing.assert_array_equal, host(trained.params), host(whole.params))
 
 
 # --- devices ----------------------------------------------------------------------------------------------
