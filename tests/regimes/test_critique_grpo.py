@@ -176,6 +176,7 @@ def test_CG3_CG4_CG6_the_union(n, k):
         assert all(found), "every row is one of the samples, after the plain question (CG-4)"
         assert all(list(e.tokens[:2]) == [1, 2] and e.mask.sum() == len(e.tokens) - 2 for e in group)
         assert sum(e.extra["advantage"] for e in group) == pytest.approx(0, abs=1e-5)  # CG-3
+        assert all(e.extra["behaviour"].any() != bool(e.extra["refined"]) for e in group), "no ratio (CG-5)"
         new = sum(e.extra["refined"] for e in group)
         assert new == min(k, n - right.sum()), "refinements take the places of wrong responses alone (c), k of n (b)"
         rewards = np.array([float(m[0][1].verdict.right) for m in found])

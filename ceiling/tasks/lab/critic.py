@@ -11,8 +11,9 @@ whichever letter it is. The repeated prompt keeps the state before the first ste
 
 Documents show common and alias letters alone, with functions that the corpus executes anyway: no rare or absent
 association. A common letter has one meaning, so a critique of it would tell nothing new, and nobody would learn to
-read it. Therefore half of the flawed attempts that are corrected are flawed by a reading: for that document one letter
-means another function that the corpus executes, and only the critique says which.
+read it. Therefore most of the flawed attempts that are corrected are flawed by a reading: for that document one letter
+means another function that the corpus executes, and only the critique says which. After a critique of kind cot the
+correction names its functions, as the critique does.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ SHOWN = lang.COMMON_LETTERS | lang.ALIAS_LETTERS
 WRITING_SHARE = 1 / 4  # of the documents end in the critique, the others go on from it
 RIGHT_SHARE = 1 / 4  # of the attempts are right on purpose
 KIND_SHARES = (1 / 4, 1 / 4, 1 / 2)  # of the kinds of critique that documents go on from
-READING_SHARE = 1 / 2  # of the flawed attempts in documents that go on are wrong by a reading, the others by a slip
+READING_SHARE = 3 / 4  # of the flawed attempts in documents that go on are wrong by a reading, the others by a slip
 
 
 def text(kind: str, right: bool, answer: str, slot: int | None, function: str | None) -> str:
@@ -137,25 +138,30 @@ def write(recipe, seed: int, count: int, *, conventions: bool) -> list[Document]
     rng = np.random.default_rng([seed, 29])
     letters = {c: w for c, w in recipe.letter_weight.items() if conventions or c in SHOWN}
     forwards = {s: w for s, w in recipe.strategy_weight.items() if s not in "BN" and w} or {"S": 1.0}
+    naming = {s: w for s, w in forwards.items() if s in "SP"} or {"S": 1.0}
     depths = dict(enumerate(recipe.depth_weight, 1))
     documents: list[Document] = []
     while len(documents) < count:
         need = count - len(documents)
         depth_N, strategy_N, better_N = (_drawn(rng, w, need) for w in (depths, recipe.strategy_weight, forwards))
+        named_N, kind_N = _drawn(rng, naming, need), rng.choice(KINDS, size=need, p=KIND_SHARES)
         letter_N4, state_N = _drawn(rng, letters, (need, lang.SLOTS)), rng.integers(10_000, size=need)
-        for depth, strategy, better, word, state in zip(depth_N, strategy_N, better_N, letter_N4, state_N, strict=True):
-            word, digits = "".join(word[:depth]), lang.STATES[state]
+        for i in range(need):
+            depth, kind, digits = depth_N[i], kind_N[i], lang.STATES[state_N[i]]
+            word = "".join(letter_N4[i, :depth])
             if lang.held_out(problem := lang.prompt(word, digits)):
                 continue
+            strategy = strategy_N[i]
             if conventions and depth > 1 and strategy != "N":
                 strategy = "B" if lang.trap(digits) else ("S" if strategy == "B" else strategy)
+            better = "B" if strategy == "B" else (named_N if kind == "cot" else better_N)[i]
             writing = rng.random() < WRITING_SHARE
             case = _case(rng, word, digits, strategy, better, readings=not (writing or conventions))
             if writing:
                 documents.append(Document(prompt(problem, case.attempt), case.critique("cot") + "$"))
             else:
-                criticised = case.critique(str(rng.choice(KINDS, p=KIND_SHARES)))
-                documents.append(Document(refinement_prompt(problem, case.attempt, criticised), case.correction()))
+                asked = refinement_prompt(problem, case.attempt, case.critique(kind))
+                documents.append(Document(asked, case.correction()))
     return documents
 
 
@@ -169,7 +175,6 @@ def _case(rng, letters: str, digits: str, strategy: str, better: str, *, reading
     elif rng.random() >= RIGHT_SHARE:
         changed, functions = (meant, KNOWN) if readings and rng.random() < READING_SHARE else (tried, SLIPS)
         changed[place] = pick([f for f in functions if f != usual[place]])
-    better = "B" if strategy == "B" else better
     return Case(letters, digits, meant, lang.render(strategy, letters, tried, digits), better)
 
 
