@@ -15,7 +15,8 @@ import numpy as np
 
 from ceiling import report, schema
 from ceiling.config import digest
-from ceiling.evals import summary
+from ceiling.evals import diversity, summary
+from ceiling.evals.evalset import DISTINCT_TOKENS
 from ceiling.evals.records import Samples
 from ceiling.regimes import base as regimes
 from ceiling.schema import NULL
@@ -23,7 +24,8 @@ from ceiling.tasks.base import Outcome
 from ceiling.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
-_MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", "diversity", "strategies")
+_MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", "sampling_gap", "diversity",
+             "strategies")  # fmt: skip
 _CURVE_POINTS = 120  # training curves are thinned to about this many points per metric
 # Stages that are not arms but have a ledger.
 _SOURCES = (("prior", "pretraining", "the base model's own training"),
@@ -106,6 +108,7 @@ def _measures(config: dict, evalset: summary.EvalSet) -> dict:
 
 def _cells(finished, workdir: pathlib.Path, failed: set[int]):
     """((arm, seed) -> Cell, strategy names, n) from the records of finished evaluations."""
+        out["sampling_gap"] = summary.gap_rows(evalset, "base", k)
     cells, names, n = {}, [], 0
     for stage in finished:
         if stage.kind != "evaluate" or stage.seed in failed:
@@ -116,13 +119,12 @@ def _cells(finished, workdir: pathlib.Path, failed: set[int]):
         names += [label for label in labels if label and label not in names]
         shared = np.array([names.index(label) if label else -1 for label in labels] + [-1], np.int32)
         answers, _ = samples.labels("answer")
-        lengths = samples.table["tokens"].combine_chunks().value_lengths().to_numpy()
         right = samples.matrix("outcome") == Outcome.RIGHT
         has_strategy = any(labels)
         cells[stage.arm, stage.seed] = summary.Cell(
             count_P=right.sum(axis=1), correct_Pn=right, answer_Pn=answers,
             strategy_Pn=shared[local] if has_strategy else None, process_Pn=samples.matrix("process"),
-            length_Pn=lengths.reshape(samples.problems, samples.n),
+            length_Pn=samples.lengths, response_Pn=samples.responses, distinct_2_P=_distinct_2(samples),
         )  # fmt: skip
     return cells, names, n
 
@@ -137,6 +139,13 @@ def _json_rows(finished, workdir: pathlib.Path, name: str) -> list[dict]:
             for row in content if isinstance(content, list) else [content]:
                 rows.append({"arm": stage.arm, "seed": stage.seed, **row})
     return rows
+def _distinct_2(samples: Samples) -> np.ndarray:
+    """distinct-2 of every problem, over as many tokens for all."""
+    lengths_Pn, tokens = samples.lengths, samples.table["tokens"].combine_chunks().flatten().to_numpy()
+    problems = zip(np.split(tokens, np.cumsum(lengths_Pn.sum(axis=1))[:-1]), lengths_Pn, strict=True)
+    return np.array([diversity.distinct_n(*own, 2, budget=DISTINCT_TOKENS) for own in problems])
+
+
 
 
 def _ledgers(finished, workdir: pathlib.Path) -> dict:

@@ -1,4 +1,4 @@
-"""How many different things a model does: entropy and distinct counts of labels, per problem.
+"""How many different things a model does: entropy and distinct counts of labels, and n-grams, per problem.
 
 A label is whatever names one sample's way or result: the strategy an oracle reads off it, or its canonical
 answer. Everything is computed from counts per problem and label,
@@ -15,8 +15,15 @@ more labels whatever the model does.
     >>> distinct(count_PX).tolist(), distinct_at(count_PX, 2).round(3).tolist()
     ([2], [1.667])
 
+Labels that are counted within a number of tokens and not of samples: `distinct_within`. On the tokens themselves:
+distinct-n, self-BLEU and, for any similarity of samples, the Vendi score.
+
 Shapes: P problems, n samples per problem, X labels. A negative label means "none" and is not counted.
 """
+
+import collections
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,6 +105,89 @@ def distinct_at(count_PX, m: int):
         # A label is seen among m draws exactly as a problem is solved within a budget of m.
         out_P[enough] = pass_at_k(total_P[enough, None], count_PX[enough], m).sum(axis=1)
     return out_P
+
+
+def distinct_within(label_Pn, length_Pn, budget_P):
+    """Distinct labels among the first samples that together have at most budget_P tokens, f64[P]; nan where all of
+    them have fewer. At equal n a model of long responses has spent more; here it shows fewer of them."""
+    label_Pn, used_Pn, budget_P = np.asarray(label_Pn), np.cumsum(length_Pn, axis=1), np.asarray(budget_P)
+    if used_Pn.shape != label_Pn.shape or budget_P.shape != label_Pn.shape[:1]:
+        raise ValueError(
+            f"distinct_within: labels {label_Pn.shape}, lengths {used_Pn.shape} and budgets {budget_P.shape} must be "
+            "[P, n], [P, n] and [P]"
+        )
+    seen_P = distinct(row_counts(label_Pn, used_Pn <= budget_P[:, None]))
+    return np.where(used_Pn[:, -1] >= budget_P, seen_P, np.nan)
+
+
+def distinct_n(tokens, lengths_n, n: int, *, budget: int) -> float:
+    """Different n-grams / n-grams among the first `budget` tokens of some samples, in (0, 1] (arXiv:1510.03055); nan
+    where they have fewer tokens, since the ratio falls with every token. tokens: all samples' tokens, one sample after
+    the other; lengths_n: how many each has. An n-gram lies within one sample."""
+    if n < 1 or budget < n:
+        raise ValueError(f"distinct_n: n = {n} must be at least 1 and budget = {budget} at least n")
+    tokens = np.asarray(tokens)[:budget]
+    sample = np.repeat(np.arange(len(lengths_n)), lengths_n)[:budget]
+    if len(tokens) < budget:
+        return math.nan
+    whole = sample[: budget - n + 1] == sample[n - 1 :]
+    grams = np.lib.stride_tricks.sliding_window_view(tokens, n)[whole].tolist()
+    return len(set(map(tuple, grams))) / len(grams) if grams else math.nan
+
+
+def self_bleu(samples: Sequence, *, order: int = 4, cap: int = 64) -> float:
+    """Mean BLEU of each sample against all the others (arXiv:1802.01886), for the first `cap`: 1 for equal samples, low
+    for different ones; nan for fewer than two.
+
+        BLEU = min(1, e^(1 - r / c)) * exp(mean_o log p_o)
+
+    with c the sample's length and r the nearest of the others' (the shorter of two), p_o the share of its o-grams that
+    another sample has, each counted as often as in the one that has it most (Papineni et al. 2002). Not smoothed: 0
+    where no o-gram is shared. A sample shorter than `order` has only the orders up to its length."""
+    samples = list(samples)[:cap]
+    if len(samples) < 2:
+        return math.nan
+    if not all(len(sample) for sample in samples):
+        raise ValueError("self_bleu: a sample has no tokens; leave it out")
+    lengths = np.array([len(sample) for sample in samples])
+    shared = [_shared(samples, o) for o in range(1, order + 1)]
+    scores = []
+    for i, own in enumerate(lengths):
+        others = np.delete(lengths, i)
+        nearest = min(others, key=lambda other: (abs(other - own), other))
+        found = np.array([shared[o][i] / (own - o) for o in range(min(order, own))])
+        mean_log = np.mean(np.log(found)) if found.all() else -math.inf
+        scores.append(min(1.0, math.exp(1 - nearest / own)) * math.exp(mean_log))
+    return float(np.mean(scores))
+
+
+def vendi(kernel_nn) -> float:
+    """exp of the entropy of K / n's eigenvalues (arXiv:2210.02410): 1 for equal samples, n for n that have nothing in
+    common. K is positive semi-definite with ones on its diagonal; the score is as good as this similarity."""
+    kernel_nn = np.asarray(kernel_nn, np.float64)
+    n = len(kernel_nn)
+    if kernel_nn.shape != (n, n) or not n or not np.allclose(kernel_nn, kernel_nn.T):
+        raise ValueError(f"vendi: the kernel must be a symmetric [n, n] matrix, got shape {kernel_nn.shape}")
+    if not np.allclose(np.diag(kernel_nn), 1):
+        raise ValueError("vendi: a sample's similarity to itself must be 1; normalise the kernel")
+    share_n = np.linalg.eigvalsh(kernel_nn) / n
+    if share_n[0] < -1e-8:
+        raise ValueError(f"vendi: the kernel has the eigenvalue {n * share_n[0]:.2g}; it must be none below 0")
+    share_n = share_n[share_n > 0]
+    return float(np.exp(-np.sum(share_n * np.log(share_n))))
+
+
+def _shared(samples: Sequence, n: int) -> list[int]:
+    """For each sample how many of its n-grams another one has, each counted as often as in the one that has it most."""
+    texts = [np.asarray(sample).tolist() for sample in samples]
+    counted = [collections.Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in texts]
+    most: dict[tuple, tuple[int, int, int]] = {}  # n-gram -> (largest count, whose, largest count of the rest)
+    for i, counts in enumerate(counted):
+        for gram, count in counts.items():
+            first, whose, second = most.get(gram, (0, -1, 0))
+            most[gram] = (count, i, first) if count > first else (first, whose, max(second, count))
+    elsewhere = lambda gram, i: most[gram][2 if most[gram][1] == i else 0]  # noqa: E731
+    return [sum(min(c, elsewhere(gram, i)) for gram, c in counts.items()) for i, counts in enumerate(counted)]
 
 
 def _counts(count_PX):

@@ -9,9 +9,10 @@ so it is summed as log1p and closed with expm1: no binomial is ever formed, noth
 values keep their relative precision. At k = n the estimate is the indicator "any correct", one noisy draw
 per problem, which is why verdicts elsewhere ask for k <= n / 2.
 
-Beside it: Cover@tau (2510.08325), the sampling-efficiency gap (2504.13837) and the two-by-two table of
-solvable sets with its ratios (The Invisible Leash, 2507.14843). "Solved" always means "at least one correct
-sample among n": a zero count is not a zero probability, its 95 % upper bound is about 3 / n.
+Beside it: Cover@tau (2510.08325), the sampling-efficiency gap (2504.13837), the majority vote, and the two-by-two
+table of solvable sets with its ratios (The Invisible Leash, 2507.14843; MATH-Beyond, 2510.11653). "Solved" always
+means "at least one correct sample among n": a zero count is not a zero probability, its 95 % upper bound is about
+3 / n.
 
     >>> float(pass_at_k(4, 1, 2))
     0.5
@@ -70,12 +71,37 @@ def sampling_gap(base_n, base_c, arm_n, arm_c, k=256) -> float:
     return float(np.mean(pass_at_k(base_n, base_c, k)) - np.mean(pass_at_k(arm_n, arm_c, 1)))
 
 
+def majority_at(answer_Pn, correct_Pn, k: int):
+    """Share of k-sample votes that a right answer wins, f64[P]: what k samples yield to a user who cannot check them,
+    and so the control for a rule of decoding that costs as much. The n samples are cut into n // k votes in order. A
+    negative answer label does not vote; a tie goes to each of its answers with equal chance; no vote at all is lost."""
+    answer_Pn, correct_Pn = np.asarray(answer_Pn), np.asarray(correct_Pn, bool)
+    if answer_Pn.ndim != 2 or answer_Pn.shape != correct_Pn.shape or not 1 <= k <= answer_Pn.shape[1]:
+        raise ValueError(
+            f"majority_at: answers {answer_Pn.shape} and correct {correct_Pn.shape} must share one shape [P, n], and "
+            f"k = {k} lie in 1 .. n"
+        )
+    votes = answer_Pn.shape[1] // k
+    out = []
+    for answer_n, correct_n in zip(answer_Pn, correct_Pn, strict=True):
+        answer_Bk, correct_Bk = (x[: votes * k].reshape(votes, k) for x in (answer_n, correct_n))
+        alike_Bk = np.sum(answer_Bk[:, :, None] == answer_Bk[:, None, :], axis=2) * (answer_Bk >= 0)
+        leading_Bk = (alike_Bk == alike_Bk.max(axis=1, keepdims=True)) & (answer_Bk >= 0)
+        # Each leading answer weighs one, however many of the samples it has.
+        weight_Bk = leading_Bk / np.maximum(alike_Bk, 1)
+        won_B = np.sum(weight_Bk * correct_Bk, axis=1) / np.maximum(weight_Bk.sum(axis=1), 1)
+        out.append(won_B.mean())
+    return np.array(out)
+
+
 @dataclasses.dataclass(frozen=True)
 class SolvableSets:
-    """Problems by who solves them (at least one correct sample), and the ratios of 2507.14843.
+    """Problems by who solves them (at least one correct sample), and the ratios of 2507.14843 and 2510.11653.
 
     srr: share of the base's solved problems that are kept. ndr: share of the arm's solved problems that are
-    discoveries. sds: harmonic mean of the two. nscr: (gained - lost) / solved by either. None means 0 / 0.
+    discoveries. sds: harmonic mean of the two. nscr: (gained - lost) / solved by either. expansion: share of the
+    problems without a solution by the base that the arm solves. shrinkage: share of the base's solved problems that
+    are lost. None means 0 / 0.
     """
 
     both: int
@@ -86,6 +112,8 @@ class SolvableSets:
     ndr: float | None
     sds: float | None
     nscr: float | None
+    expansion: float | None
+    shrinkage: float | None
 
 
 def solvable_sets(base_c, arm_c) -> SolvableSets:
@@ -105,8 +133,9 @@ def solvable_sets(base_c, arm_c) -> SolvableSets:
     if srr is not None and ndr is not None:
         sds = 2 * srr * ndr / (srr + ndr) if srr + ndr > 0 else 0.0
     return SolvableSets(
-        both, lost, gained, neither, srr, ndr, sds, _ratio(gained - lost, both + gained + lost)
-    )
+        both, lost, gained, neither, srr, ndr, sds, _ratio(gained - lost, both + gained + lost),
+        _ratio(gained, gained + neither), _ratio(lost, both + lost),
+    )  # fmt: skip
 
 
 def _table(n: int, k: int, c_max: int):

@@ -6,9 +6,6 @@ intervals are over training seeds and problems (`stats.crossed_interval`), and e
 same seed's base, same problems. While a run is filling up an arm may have fewer seeds than the base; a
 comparison uses the seeds both have, and a row's `seeds` says how many.
 
-Groups of problems are reported apart. `EvalSet.aggregates` names unions of groups ("training mix": ["C",
-"R"]) that are treated as further groups, every problem weighing the same.
-
     >>> cells = {("base", s): Cell([4, 0]) for s in range(3)} | {("tuned", s): Cell([8, 1]) for s in range(3)}
     >>> rows = differences(EvalSet(8, ["C", "C"], cells), "base", [1])
     >>> rows[0]["arm"], rows[0]["group"], rows[0]["mean"]
@@ -18,12 +15,12 @@ Shapes: S training seeds, P problems, n samples per problem, K budgets, X labels
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ceiling.evals import diversity, verdicts
+from ceiling.evals.evalset import Cell, EvalSet
 from ceiling.evals.passk import cover_at, pass_at_k, solvable_sets
 from ceiling.evals.stats import bootstrap_crossing, crossed_interval
 
@@ -32,64 +29,15 @@ METRICS = (
     "distinct_strategies",
     "distinct_correct",
     "answer_entropy",
+    "answer_entropy_corrected",
+    "unique_answers",
+    "unique_answers_equal_tokens",
+    "distinct_responses",
+    "distinct_2",
     "process_valid_share",
     "mean_length",
 )
 TAUS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Samples of one arm and training seed. Labels: -1 = none. process: 1 valid, 0 invalid, -1 not judged."""
-
-    count_P: np.ndarray
-    strategy_Pn: np.ndarray | None = None
-    answer_Pn: np.ndarray | None = None
-    correct_Pn: np.ndarray | None = None
-    process_Pn: np.ndarray | None = None
-    length_Pn: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalSet:
-    """All arms and seeds over the same problems: n samples each, a group per problem, cells[arm, seed]."""
-
-    n: int
-    groups: Sequence[str]
-    cells: Mapping[tuple[str, int], Cell]
-    strategy_names: Sequence[str] = ()
-    aggregates: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if not len(self.groups) or not self.cells:
-            raise ValueError("EvalSet: no problems or no cells; load at least one evaluated arm")
-        for (arm, seed), cell in self.cells.items():
-            _check_cell(f"EvalSet: arm {arm!r} seed {seed}", cell, self.n, len(self.groups))
-        for name, members in self.aggregates.items():
-            unknown = sorted(set(members) - set(self.groups))
-            if unknown or name in set(self.groups):
-                raise ValueError(
-                    f"EvalSet: aggregate {name!r} needs its own name and known groups; unknown: {unknown}"
-                )
-
-    @property
-    def arms(self) -> list[str]:
-        return list(dict.fromkeys(arm for arm, _ in self.cells))
-
-    def seeds(self, *arms: str) -> list[int]:
-        """Training seeds that all of the named arms have, in order."""
-        have = [{seed for arm, seed in self.cells if arm == name} for name in arms]
-        return sorted(set.intersection(*have))
-
-    def count_SP(self, arm: str, seeds: Sequence[int]):
-        return np.stack([np.asarray(self.cells[arm, seed].count_P, np.int64) for seed in seeds])
-
-    @functools.cached_property
-    def slices(self) -> dict[str, np.ndarray]:
-        """Problem indices by group, then by aggregate."""
-        groups_P = np.asarray(self.groups)
-        names = {group: [group] for group in dict.fromkeys(self.groups)} | dict(self.aggregates)
-        return {name: np.flatnonzero(np.isin(groups_P, list(members))) for name, members in names.items()}
 
 
 def curves(evalset: EvalSet, ks: Sequence[int], *, level: float = 0.95) -> list[dict]:
@@ -174,7 +122,7 @@ def crossing_rows(
 
 
 def set_rows(evalset: EvalSet, base: str) -> list[dict]:
-    """Per seed: {arm, group, seed, both, base_only, tuned_only, neither, srr, ndr, sds, nscr}."""
+    """Per seed: {arm, group, seed, both, base_only, tuned_only, neither} and the ratios of `passk.SolvableSets`."""
     rows = []
     for arm, seeds in _opponents(evalset, base):
         for seed in seeds:
@@ -182,6 +130,18 @@ def set_rows(evalset: EvalSet, base: str) -> list[dict]:
             for group, index in evalset.slices.items():
                 sets = dataclasses.asdict(solvable_sets(base_P[index], arm_P[index]))
                 rows.append({"arm": arm, "group": group, "seed": int(seed), **sets})
+    return rows
+
+
+def gap_rows(evalset: EvalSet, base: str, k: int, *, level: float = 0.95) -> list[dict]:
+    """Delta_SE = pass@k(base) - pass@1(arm), paired (2504.13837; 256 there): what the arm leaves to sampling; lower is
+    better. {arm, group, k, delta_se, delta_se_lo, delta_se_hi, seeds}."""
+    rows = []
+    for arm, seeds in _opponents(evalset, base):
+        gap_SP = _curve_SPK(evalset, base, seeds, [k])[..., 0] - _curve_SPK(evalset, arm, seeds, [1])[..., 0]
+        for group, index in evalset.slices.items():
+            span = _span(gap_SP[:, index], level, -1.0, 1.0, "delta_se")
+            rows.append({"arm": arm, "group": group, "k": int(k), **span, "seeds": len(seeds)})
     return rows
 
 
@@ -209,14 +169,18 @@ def diversity_rows(evalset: EvalSet, base: str, *, m: int = 8, level: float = 0.
     """Per arm and group: for each of METRICS the mean with _lo, _hi, and the paired _delta to the base.
 
     strategy_entropy, answer_entropy: nats, plug-in, over all samples that carry a label, right or wrong;
-    comparable because n is the same for all arms. distinct_strategies: seen among n. distinct_correct:
-    expected number of strategies among m correct samples. process_valid_share: of the correct samples whose
-    process was judged. mean_length: tokens. A metric that is undefined on a problem in some seed (fewer than
-    m correct samples, say) leaves that problem out; `<metric>_problems` says how many were left. An arm's own
-    mean then rests on problems of its own, so compare arms by the delta, which uses only problems defined on
-    both sides in every shared seed.
+    comparable because n is the same for all arms; answer_entropy_corrected: by Miller and Madow.
+    distinct_strategies, unique_answers: seen among n. unique_answers_equal_tokens: seen within as many tokens
+    as the arm that wrote least has on that problem and seed. distinct_correct, distinct_responses: expected
+    number of strategies, and of different token sequences, among m correct samples (their answers are one).
+    distinct_2: different bigrams / bigrams of the first DISTINCT_TOKENS tokens. process_valid_share: of the
+    correct samples whose process was judged. mean_length: tokens. A metric that is undefined on a problem in
+    some seed (fewer than m correct samples, say) leaves that problem out; `<metric>_problems` says how many were
+    left. An arm's own mean then rests on problems of its own, so compare arms by the delta, which uses only
+    problems defined on both sides in every shared seed.
     """
-    metrics = {key: _metrics(cell, m) for key, cell in evalset.cells.items()}
+    budgets = {seed: _least_tokens(evalset, seed) for _, seed in evalset.cells}
+    metrics = {key: _metrics(cell, m, budgets[key[1]]) for key, cell in evalset.cells.items()}
     rows = []
     for arm in evalset.arms:
         own, shared = evalset.seeds(arm), evalset.seeds(arm, base) if arm != base else []
@@ -293,7 +257,13 @@ def _defined(name: str, value_SP, level: float) -> dict:
     return _span(kept_SP, level, -np.inf, np.inf, name) | problems
 
 
-def _metrics(cell: Cell, m: int) -> dict:
+def _least_tokens(evalset: EvalSet, seed: int):
+    """Tokens that every arm of a training seed has written on each problem, int64[P]; None if no lengths are known."""
+    cells = [cell for (_, at), cell in evalset.cells.items() if at == seed and cell.length_Pn is not None]
+    return np.min([np.sum(cell.length_Pn, axis=1) for cell in cells], axis=0) if cells else None
+
+
+def _metrics(cell: Cell, m: int, budget_P) -> dict:
     """METRICS of one cell, f64[P] each; nan where undefined."""
     out = {name: np.full(len(cell.count_P), np.nan) for name in METRICS}
     if cell.strategy_Pn is not None:
@@ -305,7 +275,18 @@ def _metrics(cell: Cell, m: int) -> dict:
             correct_PX = diversity.row_counts(cell.strategy_Pn, cell.correct_Pn)
             out["distinct_correct"] = diversity.distinct_at(correct_PX, m)
     if cell.answer_Pn is not None:
-        out["answer_entropy"] = diversity.label_entropy(diversity.row_counts(cell.answer_Pn))
+        count_PX = diversity.row_counts(cell.answer_Pn)
+        out["answer_entropy"] = diversity.label_entropy(count_PX)
+        out["answer_entropy_corrected"] = diversity.label_entropy(count_PX, miller_madow=True)
+        out["unique_answers"] = diversity.distinct(count_PX).astype(np.float64)
+        if cell.length_Pn is not None:
+            within_P = diversity.distinct_within(cell.answer_Pn, cell.length_Pn, budget_P)
+            out["unique_answers_equal_tokens"] = within_P
+    if cell.response_Pn is not None and cell.correct_Pn is not None:
+        correct_PX = diversity.row_counts(cell.response_Pn, cell.correct_Pn)
+        out["distinct_responses"] = diversity.distinct_at(correct_PX, m)
+    if cell.distinct_2_P is not None:
+        out["distinct_2"] = np.asarray(cell.distinct_2_P, np.float64)
     if cell.process_Pn is not None and cell.correct_Pn is not None:
         process_Pn = np.asarray(cell.process_Pn)
         judged_Pn = np.asarray(cell.correct_Pn, bool) & (process_Pn >= 0)
@@ -314,22 +295,6 @@ def _metrics(cell: Cell, m: int) -> dict:
     if cell.length_Pn is not None:
         out["mean_length"] = np.asarray(cell.length_Pn, np.float64).mean(axis=1)
     return out
-
-
-def _check_cell(where: str, cell: Cell, n: int, problems: int):
-    count_P = np.asarray(cell.count_P)
-    if count_P.shape != (problems,) or not np.issubdtype(count_P.dtype, np.integer):
-        raise ValueError(f"{where}: count_P must be integers of shape ({problems},), got {count_P.shape}")
-    if count_P.min() < 0 or count_P.max() > n:
-        raise ValueError(f"{where}: counts must lie in 0 .. n = {n}; evaluate every arm with the same n")
-    for field in dataclasses.fields(cell)[1:]:
-        value = getattr(cell, field.name)
-        if value is not None and np.shape(value) != (problems, n):
-            raise ValueError(
-                f"{where}: {field.name} must have shape ({problems}, {n}), got {np.shape(value)}"
-            )
-    if cell.correct_Pn is not None and not np.array_equal(np.asarray(cell.correct_Pn).sum(axis=1), count_P):
-        raise ValueError(f"{where}: correct_Pn does not add up to count_P; reload both from the same records")
 
 
 def _plain(value):

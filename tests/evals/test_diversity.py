@@ -1,4 +1,4 @@
-"""Diversity of labels: limits (EN-1, EN-7 in kind), rarefaction by enumeration."""
+"""Diversity of labels and of tokens: limits (EN-1, EN-5 to EN-7), enumeration, values by hand."""
 
 import itertools
 import math
@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.evals.diversity import distinct, distinct_at, label_counts, label_entropy, row_counts
+from ceiling.evals.diversity import (
+    distinct,
+    distinct_at,
+    distinct_n,
+    distinct_within,
+    label_counts,
+    label_entropy,
+    row_counts,
+    self_bleu,
+    vendi,
+)
 
 small_counts = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(lambda row: 0 < sum(row) <= 9)
 
@@ -111,3 +121,85 @@ def test_bad_labels_are_refused():
         row_counts([0, 1])
     with pytest.raises(ValueError, match="shape of the labels"):
         row_counts([[0, 1]], [[True]])
+
+
+def test_labels_within_a_budget_are_those_of_the_samples_that_fit():
+    label_Pn, length_Pn = np.array([[0, 1, 1, 2], [3, 3, -1, 4], [0, 1, 2, 3]]), np.array([[2, 3, 2, 5]] * 3)
+    length_Pn[2] = 2
+    found = distinct_within(label_Pn, length_Pn, [12, 7, 9])
+    np.testing.assert_array_equal(found, [3, 1, np.nan])  # the second: three samples, one of them without a label
+    assert distinct_within(label_Pn, length_Pn, [11, 7, 8])[[0, 2]].tolist() == [2, 4]
+    with pytest.raises(ValueError, match=r"budgets \(1,\)"):
+        distinct_within(label_Pn, length_Pn, [4])
+
+
+def flat(samples):
+    return np.concatenate(samples), [len(sample) for sample in samples]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=5),
+       st.integers(1, 3), st.integers(3, 12))  # fmt: skip
+def test_EN6_distinct_n_by_enumeration(samples, n, budget):
+    grams, left = [], budget
+    for sample in samples:
+        cut, left = sample[:left], left - min(left, len(sample))
+        grams += [tuple(cut[i : i + n]) for i in range(len(cut) - n + 1)]
+    value = distinct_n(*flat(samples), n, budget=budget)
+    if left or not grams:
+        assert math.isnan(value)
+    else:
+        assert value == len(set(grams)) / len(grams) and 0 < value <= 1
+
+
+def bleu(candidate, references, order=4):
+    """By definition, sample against sample, with every reference looked at."""
+    grams = lambda x, o: [tuple(x[i : i + o]) for i in range(len(x) - o + 1)]  # noqa: E731
+    total = 0.0
+    orders = range(1, min(order, len(candidate)) + 1)
+    for o in orders:
+        own = grams(candidate, o)
+        hits = sum(min(own.count(g), max(grams(r, o).count(g) for r in references)) for g in set(own))
+        if not hits:
+            return 0.0
+        total += math.log(hits / len(own)) / len(orders)
+    c, r = len(candidate), sorted((len(r) for r in references), key=lambda r: (abs(r - len(candidate)), r))[0]
+    return min(1.0, math.exp(1 - r / c)) * math.exp(total)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=2, max_size=6))
+def test_EN7_self_bleu_is_the_mean_bleu_against_the_others(samples):
+    expected = [bleu(s, samples[:i] + samples[i + 1 :]) for i, s in enumerate(samples)]
+    assert self_bleu(samples) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_EN7_self_bleu_by_hand():
+    assert self_bleu([[1, 2, 3, 4, 5]] * 3) == self_bleu([[7]] * 2) == 1
+    assert self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) == 0
+    # The first has 4 of 5 tokens, 3 of 4 pairs, 2 of 3 triples and 1 of 2 fours; the second all, but is the shorter.
+    first = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
+    assert self_bleu([[1, 2, 3, 4, 5], [1, 2, 3, 4]]) == pytest.approx((first + math.exp(1 - 5 / 4)) / 2)
+    # The classic: "the" seven times is clipped to the two of the reference, which is the shorter of the two.
+    the = [["the"] * 7, "the cat is on the mat".split()]
+    assert self_bleu(the, order=1) == pytest.approx((2 / 7 + math.exp(1 - 7 / 6) * 2 / 6) / 2)
+    assert math.isnan(self_bleu([[1, 2]])) and self_bleu([[1], [1], [2], [3]], cap=2) == 1
+    with pytest.raises(ValueError, match="no tokens"):
+        self_bleu([[1], []])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
+def test_EN5_vendi_counts_the_labels_that_it_is_told_are_alike(labels):
+    alike = np.equal.outer(labels, labels).astype(float)
+    entropy = label_entropy(row_counts([labels]))[0]
+    assert vendi(alike) == pytest.approx(math.exp(entropy))
+
+
+def test_EN5_vendi_limits_and_refusals():
+    assert vendi(np.ones((5, 5))) == pytest.approx(1) and vendi(np.eye(5)) == pytest.approx(5)
+    assert vendi([[1, 0.5], [0.5, 1]]) == pytest.approx(4 * 3 ** (-3 / 4))  # eigenvalues 3/4 and 1/4
+    wrong = ([[1, 2], [2, 1]], "eigenvalue -1"), (np.eye(2) * 2, "must be 1"), (np.ones((2, 3)), "symmetric")
+    for kernel, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            vendi(kernel)

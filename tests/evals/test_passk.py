@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.evals.passk import cover_at, pass_at_k, sampling_gap, solvable_sets
+from ceiling.evals.passk import cover_at, majority_at, pass_at_k, sampling_gap, solvable_sets
 
 checked = settings(max_examples=60, deadline=None)
 
@@ -129,6 +129,24 @@ def test_PK9_sampling_gap_from_counts():
     assert sampling_gap(4, base, 4, arm, 2) == pytest.approx((0 + 1 / 2 + 5 / 6 + 1) / 4 - 2.5 / 4)
 
 
+def vote(answers, right):
+    """Chance that the vote of these samples is right, by counting them one by one."""
+    counts = {a: answers.count(a) for a in answers if a >= 0}
+    leading = [a for a, count in counts.items() if count == max(counts.values())]
+    return sum(a == right for a in leading) / len(leading) if leading else 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-1, 2), min_size=1, max_size=12), st.integers(0, 2), st.integers(1, 12))
+def test_majority_votes_by_counting(answers, right, k):
+    if k > len(answers):
+        with pytest.raises(ValueError, match="lie in 1 .. n"):
+            majority_at([answers], [[a == right for a in answers]], k)
+        return
+    votes = [vote(answers[i : i + k], right) for i in range(0, len(answers) - k + 1, k)]
+    assert majority_at([answers], [[a == right for a in answers]], k)[0] == pytest.approx(np.mean(votes))
+
+
 def test_ten_thousand_samples_neither_overflow_nor_lose_precision():
     n = 10_000
     with np.errstate(all="raise"):
@@ -184,8 +202,10 @@ def test_solvable_set_ratios_by_hand_and_where_undefined():
     assert (sets.both, sets.base_only, sets.tuned_only, sets.neither) == (3, 1, 1, 1)
     assert (sets.srr, sets.ndr, sets.nscr) == (3 / 4, 1 / 4, 0.0)
     assert sets.sds == pytest.approx(2 / (4 / 3 + 4))
+    assert (sets.expansion, sets.shrinkage) == (1 / 2, 1 / 4)
     nothing = solvable_sets([0, 0], [0, 0])
     assert (nothing.srr, nothing.ndr, nothing.sds, nothing.nscr) == (None, None, None, None)
+    assert (nothing.expansion, nothing.shrinkage) == (0, None)
     assert solvable_sets([0, 1], [0, 0]).ndr is None
     assert solvable_sets([0], [1]).srr is None
     with pytest.raises(ValueError, match="same problems"):

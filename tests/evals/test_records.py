@@ -52,6 +52,19 @@ def test_round_trip_through_a_file_is_exact(tmp_path_factory, problems, n, seed)
         assert each.matrix("problem_id")[0, 0] == 2**32 - 1  # ids keep all 32 bits
 
 
+def test_responses_are_equal_where_their_tokens_are():
+    recorder, rng = Recorder(), np.random.default_rng(0)
+    few = [np.array(t, np.int32) for t in ([], [0], [0, 0], [1, 2], [2, 1], [1, 2, 0], [3], [200_000, 199_999])]
+    tokens = [[few[i] for i in rng.integers(len(few), size=40)] for _ in range(3)]
+    for own in tokens:
+        recorder.add(own)
+    label = recorder.samples({"problems": 3, "n": 40, "groups": []}).responses
+    assert label.shape == (3, 40) and label.dtype == np.int64 and label.min() >= 0
+    flat = [tuple(t) for own in tokens for t in own]
+    assert len(dict(zip(flat, label.ravel(), strict=True))) == len(set(label.ravel())) == len(few)
+    assert all(dict(zip(flat, label.ravel(), strict=True))[t] == x for t, x in zip(flat, label.ravel(), strict=True))
+
+
 def test_only_right_answers_count(tmp_path):
     samples, outcomes, *_ = build(np.random.default_rng(0), 4, 50)
     for outcome in (Outcome.WRONG, Outcome.UNPARSED, Outcome.ERROR):

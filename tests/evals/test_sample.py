@@ -12,9 +12,9 @@ from ceiling import ledger as accounts
 from ceiling.evals import sample
 from ceiling.evals.records import Samples
 from ceiling.model.config import ModelConfig, init
-from ceiling.model.policy import Policy
+from ceiling.model.policy import Decoding, Policy
 from ceiling.tasks import lab
-from ceiling.tasks.base import Outcome
+from ceiling.tasks.base import Outcome, Verdict
 from ceiling.train.loop import stream
 
 N = 6
@@ -204,6 +204,36 @@ def test_forced_start_counts_in_the_judged_response(policy, task):
 
     sample.accuracy(policy, Spy(), pool, forced=forced, n=4, seed=0)
     assert seen and all(r.startswith("S") and len(r) <= task.max_response_tokens for r in seen)
+
+
+def test_CD_one_chosen_response_is_recorded_n_times_and_paid_once(policy, task):
+    class Reading:
+        """Every response that does not start with the end has an answer: its first character."""
+
+        name, tokenizer, max_response_tokens = "reading", task.tokenizer, task.max_response_tokens
+        answered = []
+
+        def verify(self, problem, response):
+            answer = response[:1] if response[:1] != "$" else None
+            self.answered.append(answer)
+            return Verdict(Outcome.UNPARSED if answer is None else Outcome.RIGHT, answer)
+
+        def answer_span(self, response):
+            return 0, 1
+
+    reading, ledger, problems = Reading(), accounts.Ledger(), task.evaluation()[:3]
+    surest = policy.replace(decoding=Decoding("cot", branches=4, pick="max"))
+    samples = sample.evaluate(surest, reading, n=5, seed=0, problems=problems, ledger=ledger)
+    assert samples.meta["decoding"] == {"rule": "cot", "branches": 4, "pick": "max", "opening": []}
+    assert samples.n == 5 and len(reading.answered) == 3 * 4, "a chosen path is not judged again"
+    for p in range(3):
+        assert len({samples.tokens(p, j).tobytes() for j in range(5)}) == 1
+    assert samples.counts.tolist() == [[5, 5]] * 3
+    paid = ledger.entries["evaluate", "policy"]
+    assert paid.sequences == 3 * 4 + len([a for a in reading.answered if a is not None])
+    with pytest.raises(ValueError, match="task lab has no answer_span"):
+        unread = type("Unread", (), dict(name="lab"))()
+        sample.evaluate(surest, unread, n=1, seed=0, problems=problems)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ceiling.evals import summary
-from ceiling.evals.passk import pass_at_k
+from ceiling.evals.passk import pass_at_k, sampling_gap
 from ceiling.evals.stats import crossed_interval
 from ceiling.evals.summary import Cell, EvalSet
 from ceiling.evals.verdicts import judge
@@ -27,6 +27,8 @@ def _cell(rng, rate, n=N, groups=GROUPS, labels=4):
         correct_Pn=correct,
         process_Pn=rng.integers(-1, 2, correct.shape).astype(np.int8),
         length_Pn=rng.integers(1, 28, correct.shape),
+        response_Pn=rng.integers(0, 10**6, correct.shape),
+        distinct_2_P=rng.random(len(groups)),
     )
 
 
@@ -54,6 +56,7 @@ def _all_rows(evalset):
         "crossings": summary.crossing_rows(evalset, "base", KS, draws=100, seed=0),
         "sets": summary.set_rows(evalset, "base"),
         "cover": summary.cover_rows(evalset),
+        "gap": summary.gap_rows(evalset, "base", 8),
         "diversity": summary.diversity_rows(evalset, "base", m=2),
         "strategies": summary.strategy_rows(evalset),
     }
@@ -75,7 +78,7 @@ def test_all_rows_are_plain_and_cover_every_group_and_aggregate(evalset):
         assert {row["group"] for row in rows} == {"C", "R", "M", "all three", "without M"}, name
     arms = {name: {row["arm"] for row in rows} for name, rows in tables.items() if name != "null"}
     assert arms["curves"] == {"base", "null", "grpo", "sft"}
-    assert arms["differences"] == {"null", "grpo", "sft"} and arms["verdicts"] == {"grpo", "sft"}
+    assert arms["differences"] == arms["gap"] == {"null", "grpo", "sft"} and arms["verdicts"] == {"grpo", "sft"}
 
 
 def test_curves_are_means_of_pass_at_k_with_the_crossed_interval(evalset):
@@ -173,6 +176,38 @@ def _labelled(strategies, correct, process=None):
     )
 
 
+def test_PK9_gap_rows_are_paired_and_recounted(evalset):
+    base, arm = (evalset.count_SP(name, [1, 2, 3])[:, :6] for name in ("base", "grpo"))
+    row = _one(summary.gap_rows(evalset, "base", 8), arm="grpo", group="C")
+    expected = crossed_interval(pass_at_k(N, base, 8) - arm / N)
+    assert (row["delta_se"], row["delta_se_lo"]) == pytest.approx((expected.mean, expected.lo)) and row["k"] == 8
+    by_seed = [sampling_gap(N, *pair, 8) for pair in zip(base, [N] * 3, arm, strict=True)]
+    assert row["delta_se"] == pytest.approx(np.mean(by_seed))
+
+
+def test_answers_and_responses_are_counted_at_equal_n_tokens_and_correctness():
+    """Two arms of one problem. The first writes twice as much for each of its answers; both are right four times."""
+    correct_Pn, answers = np.array([[1, 1, 1, 1, 0, 0, 0, 0]], bool), np.array([[7, 7, 7, 7, 0, 1, 2, 3]])
+    order = np.array([4, 0, 5, 1, 6, 2, 7, 3])
+    make = lambda length, response, distinct: Cell(  # noqa: E731
+        correct_Pn.sum(axis=1), None, answers[:, order], correct_Pn[:, order], None, np.full((1, 8), length),
+        np.array([response])[:, order], np.array([distinct]),
+    )  # fmt: skip
+    long, short = make(20, [5, 5, 5, 5, 0, 1, 2, 3], np.nan), make(10, [5, 6, 5, 6, 0, 1, 2, 3], 0.25)
+    cells = {(name, seed): cell for seed in range(3) for name, cell in (("base", long), ("arm", short))}
+    rows = summary.diversity_rows(EvalSet(8, ["C"], cells), "base", m=2)
+    base, arm = _one(rows, arm="base"), _one(rows, arm="arm")
+    assert base["unique_answers"] == arm["unique_answers"] == 5
+    # 80 tokens are all that "arm" has, and four samples of "base": wrong, right, wrong, right.
+    assert (base["unique_answers_equal_tokens"], arm["unique_answers_equal_tokens"]) == (3, 5)
+    assert arm["unique_answers_equal_tokens_delta"] == 2
+    # Of two right responses out of four: always one in "base"; in "arm" two unless both are the same, 2 of 6 pairs.
+    assert (base["distinct_responses"], arm["distinct_responses"]) == (1, pytest.approx(2 * 4 / 6 + 2 / 6))
+    assert (base["distinct_2"], arm["distinct_2"]) == (None, 0.25)
+    corrected = base["answer_entropy"] + (5 - 1) / (2 * 8)
+    assert base["answer_entropy_corrected"] == pytest.approx(corrected)
+
+
 def test_diversity_rows_by_hand():
     all_right = [[1] * 4] * 2
     base = _labelled([[0, 1, 2, 3], [0, 0, 1, 1]], all_right, np.array([[1, 1, 0, -1]] * 2))
@@ -233,6 +268,7 @@ def test_crossing_rows_find_a_planted_crossing():
         ({"cells": {("base", 0): Cell(np.full(15, 17))}}, "same n"),
         ({"cells": {("base", 0): Cell(np.zeros(15, int), strategy_Pn=np.zeros((15, 3)))}}, "strategy_Pn"),
         ({"cells": {("base", 0): Cell(np.zeros(15, int), correct_Pn=np.ones((15, N), bool))}}, "add up"),
+        ({"cells": {("base", 0): Cell(np.zeros(15, int), distinct_2_P=np.zeros((15, N)))}}, r"shape \(15,\)"),
         ({"aggregates": {"mix": ["C", "Z"]}}, r"\['Z'\]"),
         ({"aggregates": {"C": ["C"]}}, "its own name"),
     ],
