@@ -98,6 +98,7 @@ def _measures(config: dict, evalset: summary.EvalSet) -> dict:
     if "base" in evalset.arms:
         out["differences"] = summary.differences(evalset, "base", ks)
         out["sets"] = summary.set_rows(evalset, "base")
+        out["sampling_gap"] = summary.gap_rows(evalset, "base", k)
         out["diversity"] = summary.diversity_rows(evalset, "base")
         out["crossings"] = summary.crossing_rows(evalset, "base", [k_ for k_ in ks if k_ <= k], seed=0)
         if NULL in evalset.arms:
@@ -108,7 +109,6 @@ def _measures(config: dict, evalset: summary.EvalSet) -> dict:
 
 def _cells(finished, workdir: pathlib.Path, failed: set[int]):
     """((arm, seed) -> Cell, strategy names, n) from the records of finished evaluations."""
-        out["sampling_gap"] = summary.gap_rows(evalset, "base", k)
     cells, names, n = {}, [], 0
     for stage in finished:
         if stage.kind != "evaluate" or stage.seed in failed:
@@ -129,6 +129,13 @@ def _cells(finished, workdir: pathlib.Path, failed: set[int]):
     return cells, names, n
 
 
+def _distinct_2(samples: Samples) -> np.ndarray:
+    """distinct-2 of every problem, over as many tokens for all."""
+    lengths_Pn, tokens = samples.lengths, samples.table["tokens"].combine_chunks().flatten().to_numpy()
+    problems = zip(np.split(tokens, np.cumsum(lengths_Pn.sum(axis=1))[:-1]), lengths_Pn, strict=True)
+    return np.array([diversity.distinct_n(*own, 2, budget=DISTINCT_TOKENS) for own in problems])
+
+
 def _json_rows(finished, workdir: pathlib.Path, name: str) -> list[dict]:
     """Rows of one JSON file of every finished stage that wrote it, with arm and seed."""
     rows = []
@@ -139,13 +146,6 @@ def _json_rows(finished, workdir: pathlib.Path, name: str) -> list[dict]:
             for row in content if isinstance(content, list) else [content]:
                 rows.append({"arm": stage.arm, "seed": stage.seed, **row})
     return rows
-def _distinct_2(samples: Samples) -> np.ndarray:
-    """distinct-2 of every problem, over as many tokens for all."""
-    lengths_Pn, tokens = samples.lengths, samples.table["tokens"].combine_chunks().flatten().to_numpy()
-    problems = zip(np.split(tokens, np.cumsum(lengths_Pn.sum(axis=1))[:-1]), lengths_Pn, strict=True)
-    return np.array([diversity.distinct_n(*own, 2, budget=DISTINCT_TOKENS) for own in problems])
-
-
 
 
 def _ledgers(finished, workdir: pathlib.Path) -> dict:
