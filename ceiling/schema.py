@@ -54,6 +54,7 @@ ARM = loop.CONFIG | Section(
     examples=number(0, whole=True, low=0, doc="problems of the pool that the arm trains on; 0: all of them"),
     select=text("first", doc="which: first, variance (of their accuracy in arm select_from), or ids, e.g. '17 203'"),
     select_from=text("", doc="the arm whose training history select=variance ranks the problems by"),
+    draw=number(0, whole=True, low=0, doc="noise of its evaluation, 0 being that of all arms, 1 the null arm's"),
     decoding=text("sample", choices=RULES, doc="how the evaluation makes a response (ceiling/model/policy.py)"),
     branches=number(10, whole=True, low=1, doc="first tokens that decoding=cot follows"),
     pick=text("sum", choices=PICKS, doc="decoding=cot answers by its surest path, or by its paths' sum per answer"),
@@ -283,13 +284,13 @@ def _check_vectors(config: dict, layers: int) -> None:
         entry, key, kind = arms[name], f"config.arms.{name}", arms[name]["vectors"]
         start, of_start = entry["start"] or "prior", steered[entry["start"]]
         steered[name] = bool(of_start or entry["steering"] or kind)
+        if kind and entry["spend"]:
+            raise ConfigError(f"{key}.vectors={kind!r}: given vectors are evaluated, not trained; set spend=0")
         if of_start and entry["spend"] and not entry["steering"]:
             raise ConfigError(
                 f"{key}.steering=False: its start {start!r} is steered, and vectors cannot be merged into the weights; "
                 "set steering=True or spend=0"
             )
-        if kind and entry["spend"]:
-            raise ConfigError(f"{key}.vectors={kind!r}: given vectors are evaluated, not trained; set spend=0")
         if entry["strength"] != 1 and not kind:
             raise ConfigError(f"{key}.strength={entry['strength']}: no vectors to scale; set {key}.vectors, or 1")
         if kind in ("random", "shuffled") and not of_start:

@@ -16,6 +16,7 @@ from ceiling.data import tokenizer_file
 from ceiling.export import export
 from ceiling.model import hf
 from ceiling.model.lora import add_lora
+from ceiling.model.steering import with_vectors
 from ceiling.model.transformer import forward
 from ceiling.train.checkpoint import save_params
 
@@ -106,6 +107,27 @@ def test_a_model_from_scratch_is_exported_without_a_tokenizer(make_model, tmp_pa
     loaded, weights = hf.load(tmp_path / "out")
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     np.testing.assert_array_equal(forward(weights, loaded, TOKENS % 8), forward(params, config, TOKENS % 8))
+
+
+def test_a_stage_that_points_at_another_has_its_tokenizer(adapted, checkpoint, tmp_path):
+    """An arm that only decodes its own way: its weights and its end tokens are its start's."""
+    start, logits = adapted
+    stage = make_stage(tmp_path / "decoded", {"path": str(checkpoint)})
+    (stage / "checkpoint.json").write_text(json.dumps({"stage": "../stage"}))
+    export(stage, tmp_path / "out")
+    config, params = hf.load(tmp_path / "out")
+    np.testing.assert_allclose(forward(params, config, TOKENS), logits, atol=1e-5)
+    assert (tmp_path / "out" / "tokenizer.json").exists() and start.name == "stage"
+
+
+def test_a_steered_policy_has_no_place_in_the_layout(checkpoint, tmp_path):
+    base, params = hf.load(checkpoint)
+    steered = dataclasses.replace(base, steering=True)
+    stage = make_stage(tmp_path / "steered", {"path": str(checkpoint)})
+    save_params(stage / "params", with_vectors(params, steered, np.ones((base.layers, base.width))))
+    (stage / "policy.json").write_text(json.dumps({"model": {"steering": True}}))
+    refused("its policy is steered, and the Hugging Face layout has no place for vectors", stage, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def refused(message, *arguments):

@@ -143,9 +143,16 @@ def test_steering_by_a_feature_is_adding_its_direction_by_hand(make_model):
     vectors_LD = direction(last, sae, 7, strength=2.0, f_max=1.5, layers=config.layers)
     assert not vectors_LD[:-1].any()
     tokens_BT = np.array([[1, 5, 2, 9]])
-    x_BTD = residuals(params, config, last.layer, tokens_BT) + 2.0 * 1.5 * sae["w_dec"][7]
-    by_hand = unembed(params, config, rms_norm(x_BTD, params["final_norm"], config))
-    np.testing.assert_allclose(forward(with_vectors(params, own, vectors_LD), own, tokens_BT), by_hand, atol=1e-5)
+    steered = with_vectors(params, own, vectors_LD)
+
+    @jax.jit
+    def both(params, steered):
+        x_BTD = residuals(params, config, last.layer, tokens_BT) + 2.0 * 1.5 * sae["w_dec"][7]
+        by_hand = unembed(params, config, rms_norm(x_BTD, params["final_norm"], config))
+        return by_hand, forward(steered, own, tokens_BT)
+
+    by_hand, logits = both(params, steered)
+    np.testing.assert_allclose(logits, by_hand, atol=1e-5)
 
 
 def test_flops_are_what_xla_counts():
