@@ -11,16 +11,16 @@ from ceiling import hosts
 from ceiling.train import signals
 
 
-def start(command: Callable[[], None], required: list[str]) -> None:
-    """Run a command without positional arguments once its flags are parsed."""
+def start(command: Callable[..., None], required: list[str], *, names: bool = False) -> None:
+    """Run a command once its flags are parsed. names: it takes words beside them, which it gets as a list."""
 
     def main(argv) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not names:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; values are given as --config.key=value")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the checkpointer narrates every save at INFO
         try:
-            command()
+            command(argv[1:]) if names else command()
         except signals.Stopped as stop:
             print(f"ceiling: {stop}", file=sys.stderr)
             sys.exit(signals.EXIT_CODE)

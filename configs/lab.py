@@ -5,10 +5,10 @@
 """
 
 import ceiling
+from ceiling.tasks.lab.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER, THOUGHTS
 
-# Shares of training problems. X (depth 4) is left out here and put back in the arm grpo_x: the same
-# problems in and out of the training mix are the honest pair for the crossing at high k.
-MIX = {"C": 0.40, "M": 0.15, "R": 0.15, "V": 0.08, "U": 0.07, "A": 0.08, "Ap": 0.07}
+# X (depth 4) is put back in the arm grpo_x: the same problems in and out of the training mix are the honest pair for
+# the crossing at high k.
 MIX_WITH_X = {**{group: 0.82 * share for group, share in MIX.items()}, "X": 0.18}
 
 
@@ -23,12 +23,9 @@ def get_config(variant: str = ""):
         "training mix without M": "C R V U A Ap",
     }
     config.report.pair = "grpo grpo_x X"
-    config.model.update(
-        width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_base=100.0,
-        tied=False, qkv_bias=True, embed_std=1.0, qk_bias_std=1.0, scan_layers=False,
-    )  # fmt: skip
-    config.prior.update(steps=1200, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-    config.teacher.update(steps=700, prompts_per_step=64, lr=6e-3, pool=1, mix={"C": 1.0})
+    config.model.update(MODEL)
+    config.prior.update(PRIOR)
+    config.teacher.update(TEACHER)
     config.budget.flops = 2.2e11
     config.task.evaluation_per_group = 16
     config.eval.update(n=512, verdict_k=256, likelihood_samples=4)
@@ -41,17 +38,15 @@ def get_config(variant: str = ""):
 
 
 def arms() -> dict:
-    # Learning rates: the best of three per arm on a development seed (docs/lab.md).
-    rl = dict(prompts_per_step=32, samples_per_prompt=8, microbatches=4)
-    thinking = dict(**rl, lr=1e-3, max_thought_tokens=24, floor=0.4)
+    thinking = dict(**ROWS, **THOUGHTS, lr=LR["rlp"])
     return {
-        "grpo": ceiling.arm("grpo", title="GRPO", lr=1.4e-3, **rl),
-        "sft": ceiling.arm("sft", title="SFT", lr=2e-3, **rl),
-        "distill": ceiling.arm("distill", title="distillation", lr=4e-3, **rl),
-        "grpo_x": ceiling.arm("grpo", title="GRPO, X in the mix", lr=1.4e-3, mix=MIX_WITH_X, **rl),
+        "grpo": ceiling.arm("grpo", title="GRPO", lr=LR["grpo"], **ROWS),
+        "sft": ceiling.arm("sft", title="SFT", lr=LR["sft"], **ROWS),
+        "distill": ceiling.arm("distill", title="distillation", lr=LR["distill"], **ROWS),
+        "grpo_x": ceiling.arm("grpo", title="GRPO, X in the mix", lr=LR["grpo"], mix=MIX_WITH_X, **ROWS),
         "rlp": ceiling.arm("rlp", title="RLP", **thinking),
-        "cpt": ceiling.arm("sft", title="continued pretraining", control=True, lr=4e-3, source="text",
-                           replay=0.5, **rl),
+        "cpt": ceiling.arm("sft", title="continued pretraining", control=True, lr=LR["text"], source="text",
+                           replay=0.5, **ROWS),
         "rlp_empty": ceiling.arm("rlp", title="RLP, empty thoughts", control=True,
                                  **{**thinking, "max_thought_tokens": 1}),
     }  # fmt: skip

@@ -1,0 +1,83 @@
+"""docs/claims.md and a page with a figure per claim, from the content of claim.json. Nothing here is a measurement."""
+
+import pathlib
+
+from ceiling.claims.figure import draw
+
+_NOTE = "<!-- Written by `python -m ceiling.claims --docs docs`: edit the claims, not this page. -->"
+
+
+def write(contents: list[dict], docs: pathlib.Path) -> None:
+    """claims.md, and claims/<id>.md with claims/<id>.svg for every claim. contents: claim.json of each, in order."""
+    home = docs / "claims"
+    home.mkdir(parents=True, exist_ok=True)
+    (docs / "claims.md").write_text(table(contents))
+    for content in contents:
+        (home / f"{content['id']}.md").write_text(page(content))
+        (home / f"{content['id']}.svg").write_text(draw(content))
+
+
+def table(contents: list[dict]) -> str:
+    """The table of all claims that were run."""
+    rows = []
+    for c in contents:
+        tests = "<br>".join(f"{t['test']}: {effect(t)}, {t['verdict']}" for t in c["tests"])
+        rows.append(f"| [{c['id']}](claims/{c['id']}.md) | {c['finding']} | **{c['verdict']}** | {tests} |")
+    return "\n".join([
+        "# Claims about the ceiling", "", _NOTE, "",
+        "Each published finding is an experiment with a test that was fixed before it ran. `python -m ceiling.claims` "
+        "runs them all, `python -m ceiling.claims C1` one.", "",
+        "**How a verdict is made.** A test states an effect that the finding predicts to lie above a margin. Its 95 % "
+        "interval is over training seeds and problems, both random. *Supported*: the interval lies above the margin, "
+        "and still does without any one seed; *contradicted*: below it, likewise; else *not resolved at this scale*. "
+        "A claim is supported if all of its tests are, and contradicted if one is at the level corrected for their "
+        "number. C0 applies the same rules to arms that are the base, drawn again.", "",
+        "These are verdicts about the lab, a small transformer on a generated prior. They say what the finding does "
+        "there, at this size and budget, and no more.", "",
+        "| | finding | verdict | tests: effect [95 % interval] against its margin |", "|---|---|---|---|", *rows, "",
+    ])  # fmt: skip
+
+
+def page(c: dict) -> str:
+    """A claim's own page."""
+    s = c["scale"]
+    tests = [f"| {t['test']} | {t['statement']} | {effect(t)} | {t['verdict']}{_why(t)} |" for t in c["tests"]]
+    arms = [
+        f"| {a['experiment']} | {a['title']}{' (control)' if a['control'] else ''} | {', '.join(a['reads']) or '-'} "
+        f"| {a['at_1']:.3f} ({_signed(a['at_1_change'])}) | {a['at_k']:.3f} ({_signed(a['at_k_change'])}) "
+        f"| {a['student_flops']:.2e} | {a['teacher_flops']:.2e} | {a['seconds']:.0f} |"
+        for a in c["arms"]
+    ]  # fmt: skip
+    k = c["arms"][0]["k"]
+    lines = [
+        f"# {c['id']}. {c['title']}: {c['verdict']}", "", _NOTE, "", c["finding"],
+        "Sources: " + ", ".join(f"[{x}](https://arxiv.org/abs/{x})" for x in c["sources"]) + ".", "",
+        f"**What would have refuted it.** {c['refuted_by']}", "",
+        f"**Scale** {s['name']}: seeds {', '.join(map(str, s['seeds']))}, {s['flops']:.2g} FLOP an arm (times its "
+        f"`spend`), {s['problems']} problems a group, n = {s['n']}.", "",
+        f"![Effects and arms of {c['id']}]({c['id']}.svg)", "",
+        "## Tests", "", "| test | statement | effect, margin | verdict |", "|---|---|---|---|", *tests, "",
+        f"## Arms and their ledgers (groups {c['groups']})", "",
+        f"| experiment | arm | reads | pass@1 (change) | pass@{k} (change) | student FLOP | teacher FLOP | seconds |",
+        "|---|---|---|---|---|---|---|---|", *arms, "",
+    ]  # fmt: skip
+    if c["tried"]:
+        lines += ["## What was tried", "", c["tried"], ""]
+    return "\n".join(lines)
+
+
+def effect(test: dict) -> str:
+    """'+0.31 [+0.20, +0.42] > 0' of one test of claim.json."""
+    interval, limit = test["interval"], f"> {test['margin']:g}"
+    if interval is None:
+        return f"undefined {limit}"
+    return f"{_signed([interval['mean'], interval['lo'], interval['hi']])} {limit}"
+
+
+def _signed(interval) -> str:
+    mean, lo, hi = interval
+    return f"{mean:+.3f}" if lo is None or hi is None or lo != lo else f"{mean:+.3f} [{lo:+.3f}, {hi:+.3f}]"
+
+
+def _why(test: dict) -> str:
+    return f" ({test['reason']})" if test["reason"] else ""

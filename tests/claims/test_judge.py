@@ -1,0 +1,100 @@
+"""The rule that turns effects into verdicts: what it says of clear, of doubtful and of equal arms."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ceiling.claims import base
+from ceiling.config import ConfigError
+from ceiling.evals.summary import Cell, EvalSet
+
+SEEDS, PROBLEMS, N = 5, 12, 32
+
+
+def evidence(rates: dict, seed: int = 0, seeds: int = SEEDS, spread: float = 0.0):
+    """Counts drawn from a rate per arm; spread: the standard deviation of a training seed's luck."""
+    rng = np.random.default_rng(seed)
+    cells = {}
+    for arm, rate in rates.items():
+        for s in range(seeds):
+            p = np.clip(rate + spread * rng.normal(), 0, 1)
+            cells[arm, s] = Cell(count_P=rng.binomial(N, p, PROBLEMS))
+    return {"main": base.Evidence({}, EvalSet(N, ["C"] * PROBLEMS, cells), 16)}
+
+
+def gain(margin=0.0):
+    return base.Test("gain", "", lambda e: e["main"].gain("arm", "base", 1, "C"), margin)
+
+
+@pytest.mark.parametrize("arm, margin, verdict", [
+    (0.8, 0.05, base.SUPPORTED), (0.2, 0.05, base.CONTRADICTED), (0.5, 0.0, base.UNRESOLVED),
+    (0.8, 0.3, base.UNRESOLVED),  # the margin, not zero, is what an effect must exceed
+])  # fmt: skip
+def test_verdicts_of_clear_and_of_doubtful_effects(arm, margin, verdict):
+    finding = base.judge(gain(margin), evidence({"base": 0.5, "arm": arm}), 1)
+    assert finding.verdict == verdict and finding.seeds == SEEDS
+    assert (finding.reason == "") == (verdict != base.UNRESOLVED)
+    assert finding.interval.lo < arm - 0.5 < finding.interval.hi
+
+
+def test_too_few_seeds_have_no_verdict_however_clear():
+    finding = base.judge(gain(), evidence({"base": 0.1, "arm": 0.9}, seeds=base.MIN_SEEDS - 1), 1)
+    assert finding.verdict == base.UNRESOLVED and "a verdict needs 4" in finding.reason
+
+
+def test_no_verdict_rests_on_one_seed():
+    """All five exclude a margin of 0.05 (Student's t: lower limit 0.0645), four of them do not (0.0454)."""
+    test = base.Test("", "", lambda e: np.array([0.1, 0.1, 0.1, 0.1, 0.2]), margin=0.05)
+    finding = base.judge(test, evidence({"base": 0.5}), 1)
+    assert finding.interval.lo == pytest.approx(0.12 - 2.77645 * 0.02, abs=1e-5)
+    assert finding.verdict == base.UNRESOLVED and finding.fragile == (0, 1, 2, 3)
+    assert finding.reason == "supported with all seeds, but not without seed 0"
+    assert base.judge(dataclasses.replace(test, margin=0.045), evidence({"base": 0.5}), 1).verdict == base.SUPPORTED
+
+
+def test_a_claim_needs_every_test_and_is_contradicted_at_a_corrected_level():
+    def finding(verdict, refuted=False):
+        return base.Finding("", verdict, None, 0.0, SEEDS, refuted=refuted)
+
+    yes, no, unclear = finding(base.SUPPORTED), finding(base.CONTRADICTED, True), finding(base.UNRESOLVED)
+    assert base.overall([yes, yes]) == base.SUPPORTED
+    assert base.overall([yes, unclear]) == base.UNRESOLVED
+    assert base.overall([yes, no, unclear]) == base.CONTRADICTED
+    # At the plain level only: counted as contradicted for the test, not for the claim.
+    assert base.overall([yes, finding(base.CONTRADICTED)]) == base.UNRESOLVED
+    evidence_ = evidence({"base": 0.50, "arm": 0.42}, seed=3)
+    levels = [base.judge(gain(), evidence_, tests) for tests in (1, 10**9)]
+    assert [f.verdict for f in levels] == [base.CONTRADICTED] * 2
+    assert [f.refuted for f in levels] == [True, False]
+
+
+def test_PK10_equal_arms_are_seldom_called_different():
+    """False verdicts of two arms with the same rates, the luck of training seeds included: at most 5 % of 400."""
+    called = [base.judge(gain(), evidence({"base": 0.4, "arm": 0.4}, seed=s, spread=0.1), 1).verdict != base.UNRESOLVED
+              for s in range(400)]  # fmt: skip
+    assert np.mean(called) <= 0.05
+
+
+def test_what_is_undefined_is_left_out_or_said():
+    def undefined(e):
+        raise base.Undefined("nothing to recover")
+
+    some = evidence({"base": 0.5, "arm": 0.9})
+    assert base.judge(base.Test("", "", undefined), some, 1).reason == "nothing to recover"
+    nan_SP = np.full((SEEDS, 3), np.nan)
+    assert "no problem" in base.judge(base.Test("", "", lambda e: nan_SP), some, 1).reason
+    nan_SP[:, 0] = [0.3, 0.31, 0.29, 0.3, 0.32]
+    nan_SP[1:, 1] = -5  # undefined in one seed: it must not count in the others
+    assert base.judge(base.Test("", "", lambda e: nan_SP), some, 1).verdict == base.SUPPORTED
+
+
+def test_every_registered_claim_says_what_would_have_refuted_it():
+    claims = [base.load(id) for id in base.ids()]
+    assert [claim.id for claim in claims] == base.ids() and len(claims) >= 8
+    for claim in claims:
+        assert claim.refuted_by and claim.sources and claim.tests, claim.id
+        names = [test.name for test in claim.tests]
+        assert len(set(names)) == len(names) and all(test.statement.endswith(".") for test in claim.tests)
+    with pytest.raises(ConfigError, match="'C99' is not registered; known: C0, C1"):
+        base.load("C99")
