@@ -95,6 +95,8 @@ class Regime:
     init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime.
     metrics(material, cfg) -> {name: value} on the host, for the training curves.
     labels(cfg) -> samples per problem of the policy it starts from that its labels are voted from; 0: it needs none.
+    longest(cfg, task) -> tokens of the longest training sequence, where that can exceed a prompt and a response.
+    counts(material, examples, cfg) -> {counter of the ledger: amount} of a step.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Regime:
     after_update: Callable | None = None
     metrics: Callable[[Material, Any], dict[str, float]] = lambda material, cfg: {}
     labels: Callable[[Any], int] = lambda cfg: 0
+    longest: Callable[[Any, Any], int] = lambda cfg, task: 0
+    counts: Callable[[Material, list[Example], Any], dict[str, int]] = lambda material, learned, cfg: {}
 
 
 def load(name: str) -> Regime:

@@ -197,4 +197,5 @@ def reads(cfg):
 
 REGIME = Regime(
     name="critique_grpo", config=CONFIG, reads=reads, rounds=rounds, examples=examples, loss=loss, metrics=metrics,
+    counts=counts,
 )  # fmt: skip

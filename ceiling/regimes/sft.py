@@ -132,4 +132,5 @@ def loss(params, batch, frozen, forward, cfg):
 
 REGIME = Regime(
     name="sft", config=CONFIG, reads=reads, rounds=rounds, examples=examples, loss=loss,
+    longest=longest, counts=counts,
 )  # fmt: skip

@@ -114,7 +114,7 @@ class Trainer:
         self.reference = policy.replace(params=copied(policy.params)) if cfg["reset_every"] else None
         self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
-        self.max_tokens += task.max_response_tokens
+        self.max_tokens = max(self.max_tokens + task.max_response_tokens, regime.longest(cfg, task))
         aux = regime.init_aux(policy.params, cfg) if regime.init_aux else None
         self.optimiser, self.trained = optimiser, trained = optim.make(cfg), trainable(policy.config)
         forward = Forward(policy.config)
@@ -214,6 +214,8 @@ class Trainer:
         start = time.perf_counter()
         examples = regime.examples(material, cfg)
         metrics = regime.metrics(material, cfg)
+        for name, amount in regime.counts(material, examples, cfg).items():
+            self.ledger.count(name, amount)
         self.ledger.expose(p.id for p in material.problems)
         self.ledger.charge("host", "policy", seconds=time.perf_counter() - start)
         if not rounds:
