@@ -33,13 +33,10 @@ PHASE = "sae"  # of the ledger; like an evaluation it is no part of an arm's bud
 def autoencoder(context: Context) -> None:
     """Train a sparse autoencoder on a policy's activations and score its features by the configured words."""
     cfg, ledger, began = context.settings["sae"], accounts.Ledger(), time.perf_counter()
-    policy, words = context.policy("start"), cfg["words"].split()
+    policy = context.policy("start")
     documents, left_out = _documents(context, cfg["documents"])
-    near_TW = functools.partial(near, context.task.tokenizer, words=words, before=cfg["before"], after=cfg["after"])
     # Without first tokens: models park attention there, and the norm is some hundred times that of any other.
-    near_MW = np.concatenate([near_TW(document)[1:] for document in documents])
-    if missing := [word for word, there in zip(words, near_MW.any(axis=0), strict=True) if not there]:
-        raise ValueError(f"config.sae.words: no document has {missing[0]!r}; name texts that the prior's corpus has")
+    words, near_MW = _near_words(context, documents)
     x_MD = np.concatenate([x_TD[1:] for x_TD in activations(policy, cfg["layer"], documents)])
     lengths = [len(document) for document in documents]
     below = dataclasses.replace(policy.config, layers=cfg["layer"] + 1)
@@ -117,6 +114,20 @@ def near(tokenizer, tokens_T, words: list[str], before: int, after: int) -> np.n
             out[max(0, first - before) : last + after + 1, w] = True
             start = text.find(word, start + 1)
     return out
+
+
+def _near_words(context: Context, documents) -> tuple[list[str], np.ndarray]:
+    """(the words that the documents have, bool[M, W] for all tokens but the first ones of documents)."""
+    cfg, words = context.settings["sae"], context.settings["sae"]["words"].split()
+    near_TW = functools.partial(near, context.task.tokenizer, words=words, before=cfg["before"], after=cfg["after"])
+    near_MW = np.concatenate([near_TW(document)[1:] for document in documents])
+    found_W = near_MW.any(axis=0)
+    if not found_W.any():
+        raise ValueError(f"config.sae.words={cfg['words']!r}: no document has any; name texts of the prior's corpus")
+    if not found_W.all():
+        absent = " ".join(word for word, found in zip(words, found_W, strict=True) if not found)
+        context.log(f"config.sae.words: no document has {absent}; features are scored without")
+    return [word for word, found in zip(words, found_W, strict=True) if found], near_MW[:, found_W]
 
 
 def activations(policy: Policy, layer: int, documents) -> list[np.ndarray]:

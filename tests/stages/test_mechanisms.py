@@ -212,6 +212,17 @@ def test_tokens_near_a_word_are_those_that_share_a_character_and_their_neighbour
     np.testing.assert_array_equal(np.argwhere(both), [[2, 0], [5, 1]])
 
 
+def test_words_that_no_document_has_are_named_and_scored_without():
+    said = []
+    settings = {"sae": {"words": "34 00 89", "before": 0, "after": 0}}
+    context = types.SimpleNamespace(settings=settings, task=types.SimpleNamespace(tokenizer=Pairs()), log=said.append)
+    words, near_MW = mechanisms._near_words(context, [[34, 12, 89], [55, 34]])
+    assert words == ["34", "89"] and said == ["config.sae.words: no document has 00; features are scored without"]
+    np.testing.assert_array_equal(near_MW, [[0, 0], [0, 1], [1, 0]])  # without the first token of each
+    with pytest.raises(ValueError, match="config.sae.words='34 00 89': no document has any"):
+        mechanisms._near_words(context, [[12, 55]])
+
+
 def test_activations_are_those_of_each_document_alone_on_any_mesh(make_model):
     config, params = make_model()
     documents = [np.arange(1, 1 + n, dtype=np.int32) for n in (5, 9, 2)]
