@@ -235,10 +235,12 @@ class Trainer:
         tokenizer = self.task.tokenizer
         stops = tokenizer.stop_ids if spec.stop is None else tuple(tokenizer.encode(spec.stop))
         prompts = [material.encode(text) for text in spec.prompts(material)]
+        each = len(prompts) // len(material.problems)
+        problems = [p for p in material.problems for _ in range(each)]  # of the prompts
         sampler = self._policy(spec.model).replace(stop_ids=stops)
         out = generate(
             sampler, prompts, n=spec.n, max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"],
-            seed=stream(self.seed, step, round_), problem_ids=noise_ids(material.problems), slots=self.cfg["slots"],
+            seed=stream(self.seed, step, round_), problem_ids=noise_ids(problems), slots=self.cfg["slots"],
         )  # fmt: skip
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
@@ -249,7 +251,7 @@ class Trainer:
         pairs = [(i, j) for i in range(len(prompts)) for j in range(spec.n)]
         verdicts = [None] * len(pairs)
         if spec.judged:
-            responses = [(material.problems[i], tokenizer.decode(out.response(i, j))) for i, j in pairs]
+            responses = [(problems[i], tokenizer.decode(out.response(i, j))) for i, j in pairs]
             verdicts = self.verify.many(responses)
             self._count_verdicts([v.outcome for v in verdicts])
             self.ledger.charge("verify", spec.model, seconds=time.perf_counter() - start)
@@ -257,7 +259,8 @@ class Trainer:
             Sample(prompts[i], out.response(i, j), out.logprobs[i, j, : out.lengths[i, j]], bool(out.stopped[i, j]), v)
             for (i, j), v in zip(pairs, verdicts, strict=True)
         ]  # fmt: skip
-        return [samples[i * spec.n : (i + 1) * spec.n] for i in range(len(prompts))]
+        own = each * spec.n
+        return [samples[i * own : (i + 1) * own] for i in range(len(material.problems))]
 
     def _count_verdicts(self, outcomes: list[Outcome]) -> None:
         for outcome in Outcome:
