@@ -205,6 +205,7 @@ def dry_run(regime, cfg, toy, params):
     shapes = jax.eval_shape(lambda p, b, f: regime.loss(p, b, f, Forward(toy.model), cfg), params, batch, frozen)
     assert shapes[0].shape == shapes[1].shape == () and all(a.shape == b.shape == () for a, b in shapes[2].values())
     assert all(np.isfinite(v) for v in regime.metrics(material, cfg).values())
+    assert all(n >= 0 for n in (*regime.counts(material, examples, cfg).values(), regime.longest(cfg, task)))
     regime.reads(cfg)
     if regime.init_aux:
         regime.after_update(regime.init_aux(params, cfg), params, cfg)

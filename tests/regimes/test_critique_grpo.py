@@ -4,6 +4,7 @@ Most of it runs on a tabular policy, a table of logits by the token before, so t
 out by hand in float64.
 """
 
+import dataclasses
 import types
 
 import jax
@@ -13,11 +14,16 @@ import pytest
 from scipy.special import log_softmax
 
 import ceiling
+from ceiling import ledger as accounts
 from ceiling.data.packing import Example, pack
+from ceiling.model.policy import Policy
+from ceiling.model.sharding import make_mesh, place
 from ceiling.regimes import critique_grpo as cg
 from ceiling.regimes import grpo
-from ceiling.regimes.base import Material, Sample
+from ceiling.regimes.base import Material, Sample, load
+from ceiling.tasks import base
 from ceiling.tasks.base import Outcome, Problem, Verdict
+from ceiling.train.loop import Budget, Trainer
 
 V, L, GAMMA = 9, 6, 0.1  # symbols, longest response, gamma
 
@@ -346,3 +352,81 @@ def test_CG7_settings_that_could_not_act_are_refused(toy):
     lab = ceiling.validate(lab)
     with pytest.raises(ceiling.ConfigError, match="config.arms.a: critic='task'.*no such critiques in task lab"):
         ceiling.schema.check_against_task(lab, ceiling.schema.load_task(lab))
+
+
+# --- in the loop ------------------------------------------------------------------------------------------------
+
+
+def cheap(params, batch, frozen, forward, cfg):
+    """A loss that compiles at once: these are tests of the loop around it."""
+    return jnp.sum(params["final_norm"]) * jnp.sum(batch.mask_BT), jnp.sum(batch.mask_BT), {}
+
+
+@pytest.fixture(scope="module")
+def critical(toy):
+    """A small lab with critiques, its model and two sets of weights. An untrained model is never right there; by the
+    parity of its first character it sometimes is."""
+    config = ceiling.defaults("lab").task
+    config.update(evaluation_per_group=2, training_per_group=64, gate_problems=2, critiques=0.5)
+    task = base.load(config.to_dict(), {"path": ""})
+    task.verify = toy.task.verify
+    model = toy.model_of(task)
+    return task, model, toy.fresh(model, 0), toy.fresh(model, 1)
+
+
+def trainer_of(critical, name, seen, **overrides):
+    """A trainer of one step that puts its (material, examples) into `seen`."""
+    task, model, weights, other = critical
+    regime, mesh = load(name), make_mesh()
+
+    def examples(material, cfg):
+        seen.append((material, regime.examples(material, cfg)))
+        return seen[-1][1]
+
+    cfg = ceiling.arm(name, prompts_per_step=4, samples_per_prompt=3, pool=32, mix={"C": 1.0}, **overrides).to_dict()
+    return Trainer(
+        dataclasses.replace(regime, examples=examples, loss=cheap), cfg, Policy(place(weights, model, mesh), model, ()),
+        task, models={"teacher": Policy(other, model, ())}, seed=1, budget=Budget(steps=1), mesh=mesh, corpus=None,
+    )  # fmt: skip
+
+
+def rollout_flops(model, groups):
+    flat = [s for group in groups for s in group]
+    return sum(accounts.sampling_flops(model, [len(s.prompt)], [[len(s.tokens)]]) for s in flat)
+
+
+def test_CG8_critiques_and_refinements_are_paid_for_by_those_who_write_them(critical):
+    task, model, *_ = critical
+    seen = []
+    trained = trainer_of(critical, "critique_grpo", seen, critic="teacher", critique_kind="cot").run(lambda row: None)
+    ((material, examples),) = seen
+    first, critiques, refined = material.samples
+    for groups in (critiques, refined):
+        assert [len(group) for group in groups] == [3] * 4
+        for problem, before, group in zip(material.problems, first, groups, strict=True):
+            for s, origin in zip(group, before, strict=True):
+                text = task.tokenizer.decode(s.prompt)
+                said = task.tokenizer.decode(origin.tokens).removesuffix("$")
+                assert text.startswith(f"{problem.prompt}{said}?"), "its own response"
+    assert all(s.verdict is None for group in critiques for s in group)
+    texts = {tuple(s.tokens) for group in refined for s in group}
+    assert len(texts) > 6, "samples of one problem are different draws"
+    entries, counters = trained.ledger.entries, trained.ledger.counters
+    shared = sum(
+        accounts.sampling_flops(model, [len(g[0].prompt)], [[len(s.tokens) for s in g]]) for g in first
+    )  # the prompt of a group is prefilled once
+    assert entries["rollout", "policy"].flops == pytest.approx(shared + rollout_flops(model, refined), rel=1e-9)
+    assert entries["rollout", "teacher"].flops == pytest.approx(rollout_flops(model, critiques), rel=1e-9)
+    assert trained.ledger.teacher_flops == entries["rollout", "teacher"].flops
+    assert sum(n for name, n in counters.items() if name.startswith("verdicts")) == 24
+    assert counters["critique tokens"] > 0 and len(examples) == 12
+    right = [sum(s.verdict.right for s in g) for g in first]
+    assert [row[2:] for row in trained.history] == [(n, 3) for n in right], "refinements are no history of a problem"
+
+
+def test_CF3_critiques_and_documents_that_show_them_have_room(critical):
+    task, *_ = critical
+    room = lambda **o: trainer_of(critical, "sft", [], **o).max_tokens  # noqa: E731
+    assert room() == 9 + task.max_response_tokens
+    assert room(source="critiques") == task.max_critique_prompt_tokens + task.max_critique_tokens > room()
+    assert room(source="corpus") == room(source="critiques", replay=0.5) == task.max_document_tokens > room()
