@@ -39,7 +39,7 @@ class Sample:
 class Round:
     """A sampling round: which model ("policy" or "teacher"), n samples per prompt, the token that ends
     a response (None: end of text), the longest response, and whether the task judges it.
-    prompts(material) -> one text per problem, or equally many of each in turn; it sees the samples of earlier rounds."""
+    prompts(material) -> one text per problem, or equally many of each in turn; it sees what earlier rounds drew."""
 
     model: str
     n: int
