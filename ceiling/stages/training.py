@@ -28,8 +28,6 @@ from ceiling.train import subset
 from ceiling.train.checkpoint import Checkpoints, save_params
 from ceiling.train.loop import Budget, Trainer, adapted, stream
 
-HISTORY = ("step", "problem", "right", "samples")  # columns of history.json
-
 
 def prior(context: Context) -> None:
     """The base model: a checkpoint as it is, or one pretrained here on the task's prior corpus. Then the gate: does it
@@ -100,7 +98,7 @@ def arm(context: Context) -> None:
     corpus = functools.partial(_replay, context.task, stream(context.seed, 3))
     budget = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"])
     known = labels.read(context.needs["labels"]) if "labels" in context.needs else None
-    history = read_history(context.needs["history"]) if "history" in context.needs else ()
+    history = subset.read_history(context.needs["history"]) if "history" in context.needs else ()
     pool = context.task.training(dict(cfg["mix"]), cfg["pool"])
     trainer = Trainer(regime, cfg, start, context.task, models=_Models(context.policy), seed=context.seed,
                       budget=budget, mesh=context.mesh, corpus=corpus, labels=known,
@@ -130,12 +128,6 @@ def _describe(context: Context, config: ModelConfig, decoding: Decoding) -> None
     context.write_json("policy.json", {"model": model, "decoding": dataclasses.asdict(decoding)})
 
 
-def read_history(directory: pathlib.Path) -> list[tuple[int, int, int, int]]:
-    """(step, problem id, right, samples) rows of an arm's training."""
-    columns = json.loads((directory / "history.json").read_text())
-    return list(zip(*(columns[name] for name in HISTORY), strict=True))
-
-
 def _replay(task, seed: int, start: int, count: int):
     """`count` documents of the prior's corpus, a function of (seed, start) alone."""
     return task.corpus("prior", stream(seed, start), count) if count else []
@@ -163,6 +155,5 @@ def _train(context: Context, trainer: Trainer, decoding: Decoding):
         with open(context.out / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in trained.curve)
         if trained.history:
-            columns = zip(*trained.history, strict=True)
-            context.write_json("history.json", dict(zip(HISTORY, map(list, columns), strict=True)))
+            subset.write_history(context.out, trained.history)
     return trained

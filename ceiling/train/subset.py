@@ -6,15 +6,22 @@
     reward = "incorrect"                                     of the pool, only problems whose majority label is wrong
 
 A small subset fills the batch by the ordinary order: every copy of a problem in a step is a group of its own (OS-3).
+
+The history of an arm is history.json in its stage's directory, {column: values}: at `step` the policy answered the
+problem with this id `samples` times, and the verifier called `right` of the answers right.
 """
 
 import collections
+import json
+import pathlib
 
 import numpy as np
 
 from ceiling.config import ConfigError
 from ceiling.tasks.base import Problem
 from ceiling.tasks.rewards import Label
+
+FILE, COLUMNS = "history.json", ("step", "problem", "right", "samples")
 
 
 def chosen(pool: list[Problem], cfg, *, labels: dict[int, Label] | None = None, history=()) -> list[Problem]:
@@ -54,3 +61,15 @@ def variances(history) -> dict[int, float]:
     for _, problem, right, samples in history:
         visits[problem].append(right / samples)
     return {problem: float(np.var(seen)) for problem, seen in visits.items() if len(seen) > 1}
+
+
+def write_history(directory: pathlib.Path, history) -> None:
+    """history: the rows of a trained arm, at least one."""
+    columns = dict(zip(COLUMNS, map(list, zip(*history, strict=True)), strict=True))
+    (directory / FILE).write_text(json.dumps(columns))
+
+
+def read_history(directory: pathlib.Path) -> list[tuple[int, int, int, int]]:
+    """The (step, problem id, right, samples) rows in the directory of an arm's stage."""
+    columns = json.loads((directory / FILE).read_text())
+    return list(zip(*(columns[name] for name in COLUMNS), strict=True))

@@ -4,6 +4,7 @@ trains on."""
 import dataclasses
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,17 @@ import pytest
 import ceiling
 from ceiling import experiment, schema
 from ceiling.config import ConfigError
+from ceiling.ledger import Ledger
+from ceiling.model.policy import Decoding, Policy
 from ceiling.regimes import grpo
 from ceiling.regimes.base import Material, Sample
+from ceiling.rollout import generate
 from ceiling.stages import labels
 from ceiling.tasks import rewards
 from ceiling.tasks.base import Outcome, Problem, Verdict
 from ceiling.tasks.rewards import Label, pay
 from ceiling.train import subset
+from ceiling.train.loop import stream
 
 RIGHT, WRONG = Verdict(Outcome.RIGHT, "7", 1.0, True), Verdict(Outcome.WRONG, "3", 0.5)
 UNREAD, BROKEN = Verdict(Outcome.UNPARSED), Verdict(Outcome.ERROR)
@@ -160,6 +165,34 @@ def test_SR5_labels_are_read_back_as_written_and_never_altered(tmp_path):
             labels.read(tmp_path)
 
 
+def test_the_labels_stage_lets_the_start_vote_on_every_problem_of_the_pool(toy, tmp_path):
+    """Recounted from the same samples, drawn here; paid from no arm's budget."""
+    policy = Policy(toy.params, toy.model, toy.task.tokenizer.stop_ids, Decoding("greedy"))
+    settings = {"mix": {}, "pool": 4, "samples": 4, "slots": 512, "max_verifier_errors": 0.05}
+    out, written = tmp_path / "out", {}
+    out.mkdir()
+    labels.label(types.SimpleNamespace(
+        settings={"labels": settings}, task=toy.task, policy={"start": policy}.get, seed=5, out=out,
+        unfinished=tmp_path / "unfinished", report=lambda event: None, write_json=written.__setitem__,
+    ))  # fmt: skip
+    problems = toy.task.training({}, 4)
+    drawn = generate(
+        policy, [toy.task.tokenizer.encode(p.prompt) for p in problems], n=4, seed=stream(5, 11),
+        max_new_tokens=toy.task.max_response_tokens, problem_ids=[p.id for p in problems],
+    )  # fmt: skip
+    want = {}
+    for i, problem in enumerate(problems):
+        verdicts = [toy.task.verify(problem, toy.task.tokenizer.decode(drawn.response(i, j))) for j in range(4)]
+        votes = [v.answer for v in verdicts]
+        answer = max(votes, key=votes.count)  # the first of equally frequent ones
+        want[problem.id] = Label(answer, votes.count(answer) / 4, next(v.right for v in verdicts if v.answer == answer))
+    assert labels.read(out) == want and len({label.answer for label in want.values()}) > 1
+    assert any(label.right for label in want.values()) and not all(label.right for label in want.values())
+    ledger = Ledger.from_json(written["ledger.json"])
+    assert list(ledger.entries) == [("label", "policy")] and ledger.entries["label", "policy"].sequences == 16
+    assert ledger.entries["label", "policy"].flops > 0 and ledger.student_flops == 0
+
+
 def test_the_labels_stage_is_shared_by_arms_of_one_start_and_pool_and_by_no_others():
     arms = {
         "plain": ceiling.arm("grpo"),
@@ -198,10 +231,12 @@ def test_the_first_problems_or_all_of_them():
         picked(examples=5)
 
 
-def test_select_variance_takes_the_problems_whose_accuracy_varied_most():
+def test_select_variance_takes_the_problems_whose_accuracy_varied_most(tmp_path):
     """Visits of one run: 10 goes from none to all right, 40 a little, 30 not at all, 20 was seen once."""
     history = [(0, 10, 0, 4), (0, 40, 1, 4), (1, 30, 2, 4), (1, 20, 4, 4), (2, 10, 4, 4), (2, 40, 2, 4), (3, 30, 2, 4),
                (4, 10, 2, 4), (4, 99, 0, 4), (5, 99, 4, 4)]  # fmt: skip
+    subset.write_history(tmp_path, history)
+    assert subset.read_history(tmp_path) == history
     want = {10: np.var([0, 1, 0.5]), 40: np.var([0.25, 0.5]), 30: 0.0, 99: 0.25}
     assert subset.variances(history) == pytest.approx(want)
     pick = lambda n: picked(select="variance", select_from="full", examples=n, history=history)  # noqa: E731
