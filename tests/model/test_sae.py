@@ -22,7 +22,7 @@ from ceiling.model.sae import (
     train,
 )
 from ceiling.model.steering import with_vectors
-from ceiling.model.transformer import rms_norm, unembed
+from ceiling.model.transformer import local_layers, rms_norm, unembed
 
 TOPK = SAEConfig(layer=0, latents=12, k=3)
 L1 = SAEConfig(layer=0, latents=12, kind="l1", l1=0.7)
@@ -164,3 +164,11 @@ def test_flops_are_what_xla_counts():
     once, closed = lambda s, x: decode(s, encode(config, s, x)), forward_flops(config, 64, 512)
     assert count(once) == pytest.approx(closed, rel=0.03)
     assert count(jax.grad(lambda s, x: loss(config, s, x, 1.0))) == pytest.approx(3 * closed, rel=0.03)
+
+
+def test_the_layers_below_are_the_same_kind_of_layers_in_a_shorter_model(make_model):
+    """`residuals` runs a model of fewer layers: which of them see only a window must not shift."""
+    config, _ = make_model(layers=7, window=3, global_every=3)
+    for layers in range(1, 8):
+        short = dataclasses.replace(config, layers=layers)
+        np.testing.assert_array_equal(local_layers(short), local_layers(config)[:layers])
