@@ -100,7 +100,7 @@ def plan(config: dict) -> list[Stage]:
             budget = {**config["budget"], "flops": config["budget"]["flops"] * entry["spend"]}
             trained[name] = add(name, "arm", needs, name, arm=entry, budget=budget)
             pair = {"policy": trained[name], "base": prior}
-            add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": 0})
+            add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": entry["draw"]})
             if entry["regime"] == "rlp":
                 gain = {"n": config["eval"]["gain_samples"], "max_thought_tokens": entry["max_thought_tokens"],
                         "floor": entry["floor"], "groups": sorted(entry["mix"]),

@@ -44,7 +44,8 @@ class Table(list):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Tables of a run (see docs/reading.md for their columns) and where its report lies."""
+    """Tables of a run (see docs/reading.md for their columns) and where its report lies (its results.json, if
+    config.report.html is off)."""
 
     verdicts: Table
     curves: Table
@@ -56,7 +57,7 @@ class Result:
 def write(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bool) -> Result:
     """Recompute all tables from `finished` stages and write the report files into workdir."""
     tables = collect(config, stages, finished, workdir, complete=complete)
-    path = report.write(tables, workdir)
+    path = report.write(tables, workdir, html=config["report"]["html"])
     return Result(*(Table(tables[name]) for name in ("verdicts", "curves", "ledger")), tables, path)
 
 
@@ -64,8 +65,7 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
     """The whole content of results.json; its keys are documented in docs/reading.md."""
     task = schema.load_task(config)
     gates = _json_rows(finished, workdir, "gate.json")
-    failed = {s.seed for s in finished if s.kind == "prior" and unfit(s.directory(workdir))}
-    cells, strategies, n = _cells(finished, workdir, failed)
+    failed = _failed(finished, workdir)
     tables = {
         "meta": _meta(config, stages, finished, workdir, task, failed, complete),
         "gates": gates, "budget": {"unit": "FLOP", "axis": config["budget"]["axis"],
@@ -76,12 +76,22 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
         **{name: [] for name in _MEASURES},
         "null": {"false_expansion": []},
     }  # fmt: skip
-    if cells:
-        tables |= _measures(config, summary.EvalSet(
-            n=n, groups=[p.group for p in task.evaluation()], cells=cells, strategy_names=strategies,
-            aggregates={name: groups.split() for name, groups in config["aggregates"].items()},
-        ))  # fmt: skip
+    if found := evalset(config, task, finished, workdir):
+        tables |= _measures(config, found)
     return tables
+
+
+def evalset(config: dict, task, finished, workdir: pathlib.Path) -> summary.EvalSet | None:
+    """The samples of every finished evaluation, if there is one, without those of seeds whose prior failed its gate."""
+    cells, strategies, n = _cells(finished, workdir, _failed(finished, workdir))
+    return cells and summary.EvalSet(
+        n=n, groups=[p.group for p in task.evaluation()], cells=cells, strategy_names=strategies,
+        aggregates={name: groups.split() for name, groups in config["aggregates"].items()},
+    ) or None  # fmt: skip
+
+
+def _failed(finished, workdir: pathlib.Path) -> set[int]:
+    return {stage.seed for stage in finished if stage.kind == "prior" and unfit(stage.directory(workdir))}
 
 
 def unfit(prior: pathlib.Path) -> bool:
