@@ -84,10 +84,12 @@ def collect(config: dict, stages, finished, workdir: pathlib.Path, *, complete: 
 def evalset(config: dict, task, finished, workdir: pathlib.Path) -> summary.EvalSet | None:
     """The samples of every finished evaluation, if there is one, without those of seeds whose prior failed its gate."""
     cells, strategies, n = _cells(finished, workdir, _failed(finished, workdir))
-    return cells and summary.EvalSet(
+    if not cells:
+        return None
+    return summary.EvalSet(
         n=n, groups=[p.group for p in task.evaluation()], cells=cells, strategy_names=strategies,
         aggregates={name: groups.split() for name, groups in config["aggregates"].items()},
-    ) or None  # fmt: skip
+    )  # fmt: skip
 
 
 def _failed(finished, workdir: pathlib.Path) -> set[int]:

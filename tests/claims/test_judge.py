@@ -7,7 +7,7 @@ import pytest
 
 from ceiling.claims import base
 from ceiling.config import ConfigError
-from ceiling.evals.summary import Cell, EvalSet
+from ceiling.evals.evalset import Cell, EvalSet
 
 SEEDS, PROBLEMS, N = 5, 12, 32
 
