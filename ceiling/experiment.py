@@ -27,6 +27,7 @@ import pathlib
 import shutil
 import threading
 import time
+from collections.abc import Callable
 
 from ceiling import hosts, results, schema, workers
 from ceiling.config import ConfigError, digest
@@ -98,6 +99,8 @@ def plan(config: dict) -> list[Stage]:
             if entry["select_from"]:
                 needs["history"] = trained[entry["select_from"]]
             budget = {**config["budget"], "flops": config["budget"]["flops"] * entry["spend"]}
+            if config["tuning"]["trials"] > 1 and entry["spend"]:
+                needs = {**needs, "tune": _tuned(add, name, entry, needs, budget, config["tuning"])}
             trained[name] = add(name, "arm", needs, name, arm=entry, budget=budget)
             pair = {"policy": trained[name], "base": prior}
             add(f"{name}.evaluate", "evaluate", pair, name, eval={**evaluation, "draw": entry["draw"]})
@@ -110,6 +113,19 @@ def plan(config: dict) -> list[Stage]:
             eval={**evaluation, "draw": 1, "likelihood_samples": 0})  # fmt: skip
     # Priors first: everything of a seed waits for its prior, and the last seed's must not leave workers idle.
     return sorted(out, key=lambda stage: stage.kind != "prior")
+
+
+def _tuned(add: Callable, name: str, entry: dict, needs: dict, budget: dict, tuning: dict) -> Stage:
+    """The stage that chooses an arm's learning rate, after its trials at rates around its own, a factor apart."""
+    middle = (tuning["trials"] - 1) / 2
+    tried = [entry["lr"] * tuning["factor"] ** (i - middle) for i in range(tuning["trials"])]
+    short = {**budget, "flops": budget["flops"] * tuning["spend"]}
+    trials = {
+        f"trial{i}": add(f"{name}.trial{i}", "trial", needs, arm={**entry, "lr": lr}, budget=short)
+        for i, lr in enumerate(tried)
+    }
+    judged = {key: tuning[key] for key in ("problems", "n")} | {key: entry[key] for key in ("mix", "pool", "slots")}
+    return add(f"{name}.tune", "tune", trials, tune={**judged, "rates": tried})
 
 
 def _world(config: dict) -> dict:

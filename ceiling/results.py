@@ -165,8 +165,8 @@ def _ledgers(finished, workdir: pathlib.Path) -> dict:
     rows, counters = [], []
     for stage in finished:
         path = stage.directory(workdir) / "ledger.json"
-        if not path.exists():
-            continue
+        if stage.kind in ("trial", "tune") or not path.exists():
+            continue  # an arm's own ledger has what its trials cost
         content = json.loads(path.read_text())
         where = {"arm": stage.arm or stage.kind, "seed": stage.seed}
         rows += [{**where, **entry} for entry in content["entries"]]

@@ -89,6 +89,13 @@ EVAL = Section(
 )  # fmt: skip
 PRETRAIN = loop.CONFIG | regimes.load("sft").config | Section(steps=number(1000, whole=True, low=1))
 TEACHER = PRETRAIN | Section(path=text("", doc="a checkpoint that teaches as it is; empty: the base, continued"))
+TUNING = Section(
+    trials=number(1, whole=True, low=1, high=64, doc="learning rates that every arm tries; 1: its own alone"),
+    factor=number(2.0, low=1.001, high=100, doc="between neighbouring rates"),
+    spend=number(0.1, low=1e-6, high=1, doc="a trial's share of the arm's budget, which it is charged to"),
+    problems=number(32, whole=True, low=1, doc="training problems that the trials are judged by"),
+    n=number(16, whole=True, low=1, doc="samples of each"),
+)
 CHECKPOINT = Section(
     every_s=number(60, low=0, doc="seconds between the checkpoints of a stage that trains"),
     every_steps=number(0, whole=True, low=0, doc="steps between them instead; 0: by the clock"),
@@ -125,7 +132,7 @@ def section(config) -> Section:
         task=tasks.module(config["task"]["name"]).CONFIG,
         model=MODEL, prior=PRETRAIN, teacher=TEACHER,
         budget=Section(flops=number(4e11, low=1), axis=text("student", choices=("student", "total"))),
-        train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
+        tuning=TUNING, train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), sae=SAE, eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
         plan=PLAN, checkpoint=CHECKPOINT, hosts=HOSTS,
@@ -185,6 +192,12 @@ def validate(config) -> dict:
             f"config.workers={config['workers']} with config.hosts.processes={config['hosts']['processes']}: a run on "
             "several hosts works on one stage at a time; set workers to 1"
         )
+    trials, share = (config["tuning"][key] for key in ("trials", "spend"))
+    if trials > 1 and trials * share >= 1:
+        raise ConfigError(
+            f"config.tuning.spend={share} with config.tuning.trials={trials}: the trials are charged to the arm, and "
+            "nothing of its budget is left to train with; lower one of them"
+        )
     n, k = config["eval"]["n"], config["eval"]["verdict_k"]
     if 2 * k > n:
         raise ConfigError(
@@ -240,7 +253,7 @@ def check_against_task(config: dict, task) -> None:
             tokenizer, rule = task.tokenizer, decoding.configured(entry, task.tokenizer)
             decoding.check(rule, tokenizer.stop_ids, tokenizer.vocab_size, task.max_response_tokens)
             if rule.rule == "cot" and not hasattr(task, "answer_span"):
-                raise ConfigError(f"decoding=cot chooses by answers, and task {task.name} does not say where they stand")
+                raise ConfigError(f"decoding=cot chooses by answers; task {task.name} does not say where they stand")
         except ValueError as error:
             raise ConfigError(f"config.arms.{name}: {error}") from None
     try:

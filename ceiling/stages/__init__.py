@@ -10,8 +10,9 @@ from ceiling.stages.labels import label
 from ceiling.stages.measuring import evaluate, gain
 from ceiling.stages.mechanisms import autoencoder
 from ceiling.stages.training import arm, prior, teacher
+from ceiling.stages.tuning import tune
 
 STAGES = {"prior": prior, "teacher": teacher, "arm": arm, "evaluate": evaluate, "gain": gain, "sae": autoencoder,
-          "labels": label}  # fmt: skip
+          "labels": label, "trial": arm, "tune": tune}  # fmt: skip
 
 __all__ = ["STAGES", "Context", "load_policy"]

@@ -67,7 +67,7 @@ class Context:
 
 def load_policy(directory: pathlib.Path, model: ModelConfig, mesh) -> Policy:
     """The policy in a stage's output directory, without stop tokens. model: the run's architecture."""
-    pointer, own = _read(directory / "checkpoint.json"), _read(directory / "policy.json")
+    pointer, own = read(directory / "checkpoint.json"), read(directory / "policy.json")
     if "stage" in pointer:
         policy = load_policy(directory / pointer["stage"], model, mesh)
     elif "path" in pointer:
@@ -82,5 +82,6 @@ def load_policy(directory: pathlib.Path, model: ModelConfig, mesh) -> Policy:
     return policy
 
 
-def _read(path: pathlib.Path) -> dict:
+def read(path: pathlib.Path) -> dict:
+    """A JSON file of a stage, or nothing where it wrote none."""
     return json.loads(path.read_text()) if path.exists() else {}

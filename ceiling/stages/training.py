@@ -22,7 +22,7 @@ from ceiling.model.sharding import place
 from ceiling.regimes import base as regimes
 from ceiling.rollout.decoding import configured
 from ceiling.stages import labels
-from ceiling.stages.context import Context
+from ceiling.stages.context import Context, read
 from ceiling.stages.mechanisms import intervene
 from ceiling.train import subset
 from ceiling.train.checkpoint import Checkpoints, save_params
@@ -96,13 +96,16 @@ def arm(context: Context) -> None:
         context.write_json("ledger.json", accounts.Ledger().to_json())
         return
     corpus = functools.partial(_replay, context.task, stream(context.seed, 3))
-    budget = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"])
+    budget, search = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"]), accounts.Ledger()
+    if "tune" in context.needs:
+        cfg = {**cfg, "lr": read(context.needs["tune"] / "tune.json")["lr"]}
+        search = accounts.Ledger.from_json(read(context.needs["tune"] / "ledger.json"))
     known = labels.read(context.needs["labels"]) if "labels" in context.needs else None
     history = subset.read_history(context.needs["history"]) if "history" in context.needs else ()
     pool = context.task.training(dict(cfg["mix"]), cfg["pool"])
     trainer = Trainer(regime, cfg, start, context.task, models=_Models(context.policy), seed=context.seed,
                       budget=budget, mesh=context.mesh, corpus=corpus, labels=known,
-                      problems=subset.chosen(pool, cfg, labels=known, history=history))  # fmt: skip
+                      problems=subset.chosen(pool, cfg, labels=known, history=history), spent=search)  # fmt: skip
     _train(context, trainer, start.decoding)
 
 

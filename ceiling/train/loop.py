@@ -64,8 +64,9 @@ class Budget:
     steps: int | None = None
     axis: str = "student"
 
-    def progress(self, ledger: accounts.Ledger, step: int) -> float:
-        return ledger.spent(self.axis) / self.flops if self.flops else step / self.steps
+    def progress(self, ledger: accounts.Ledger, step: int, before: float = 0.0) -> float:
+        """Share of the training that is done; before: what was spent before it began."""
+        return (ledger.spent(self.axis) - before) / (self.flops - before) if self.flops else step / self.steps
 
     def spent(self, ledger: accounts.Ledger, step: int, last_step_flops: float) -> bool:
         """Whether stopping now lands nearer to the budget than one more step like the last would."""
@@ -97,11 +98,13 @@ class Trainer:
 
     policy: what is trained, with fresh adapters if the arm has them; its parameters are donated. models: name
     ("teacher", "reference") -> Policy, read when the regime first asks for one. problems: those trained on, if not
-    the whole pool of the configuration. labels: by problem id, for a regime that asks for them."""
+    the whole pool of the configuration. labels: by problem id, for a regime that asks for them. spent: what the
+    arm's ledger begins with, and its budget has gone for already."""
 
     def __init__(self, regime: Regime, cfg, policy: Policy, task: Task, *,
                  models: Mapping[str, Policy], seed: int, budget: Budget, mesh, corpus: Callable,
-                 problems: list[Problem] | None = None, labels: dict[int, Label] | None = None):  # fmt: skip
+                 problems: list[Problem] | None = None, labels: dict[int, Label] | None = None,
+                 spent: accounts.Ledger | None = None):  # fmt: skip
         self.regime, self.model_config, self.task, self.seed = regime, policy.config, task, seed
         self.budget, self.models, self.mesh, self.corpus = budget, models, mesh, corpus
         rounds = regime.rounds(cfg, task, np.random.default_rng(0))
@@ -109,7 +112,8 @@ class Trainer:
         self.cfg = cfg = {**cfg, "max_tokens": longest}
         self.pool = task.training(dict(cfg["mix"]), cfg["pool"]) if problems is None else problems
         self.labels, self.verify = labels, Verifier(task)
-        self.ledger, self.curve, self.history, self.checkpoints = accounts.Ledger(), [], [], None
+        self.ledger, self.curve, self.history, self.checkpoints = spent or accounts.Ledger(), [], [], None
+        self.before = self.ledger.spent(budget.axis)
         self.step, self.last, self.idle = 0, 0.0, 0  # steps done; FLOPs of the last; idle ones in a row
         self.reference = policy.replace(params=copied(policy.params)) if cfg["reset_every"] else None
         self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
@@ -147,7 +151,7 @@ class Trainer:
             if self.cfg["reset_every"] and self.step and self.step % self.cfg["reset_every"] == 0:
                 self._reset()
             before = self.ledger.spent(self.budget.axis)
-            progress = self.budget.progress(self.ledger, self.step)
+            progress = self.budget.progress(self.ledger, self.step, self.before)
             examples, metrics = self._gather(self.step, lambda p=pending: self._settle(p, report))
             pending = self._update(self.step, examples, optim.learning_rate(self.cfg, progress))
             pending.update(metrics)
