@@ -87,9 +87,8 @@ def majority_at(answer_Pn, correct_Pn, k: int):
         answer_Bk, correct_Bk = (x[: votes * k].reshape(votes, k) for x in (answer_n, correct_n))
         alike_Bk = np.sum(answer_Bk[:, :, None] == answer_Bk[:, None, :], axis=2) * (answer_Bk >= 0)
         leading_Bk = (alike_Bk == alike_Bk.max(axis=1, keepdims=True)) & (answer_Bk >= 0)
-        # Each leading answer weighs one, however many of the samples it has.
-        weight_Bk = leading_Bk / np.maximum(alike_Bk, 1)
-        won_B = np.sum(weight_Bk * correct_Bk, axis=1) / np.maximum(weight_Bk.sum(axis=1), 1)
+        # Leading answers have equally many samples, so a share of samples is a share of answers.
+        won_B = np.sum(leading_Bk & correct_Bk, axis=1) / np.maximum(leading_Bk.sum(axis=1), 1)
         out.append(won_B.mean())
     return np.array(out)
 

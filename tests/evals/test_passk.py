@@ -145,6 +145,7 @@ def test_majority_votes_by_counting(answers, right, k):
         return
     votes = [vote(answers[i : i + k], right) for i in range(0, len(answers) - k + 1, k)]
     assert majority_at([answers], [[a == right for a in answers]], k)[0] == pytest.approx(np.mean(votes))
+    assert majority_at([[-1, -1]], [[True, True]], 2) == 0, "right, it may be, but it said nothing to count"
 
 
 def test_ten_thousand_samples_neither_overflow_nor_lose_precision():
@@ -206,7 +207,8 @@ def test_solvable_set_ratios_by_hand_and_where_undefined():
     nothing = solvable_sets([0, 0], [0, 0])
     assert (nothing.srr, nothing.ndr, nothing.sds, nothing.nscr) == (None, None, None, None)
     assert (nothing.expansion, nothing.shrinkage) == (0, None)
-    assert solvable_sets([0, 1], [0, 0]).ndr is None
+    assert solvable_sets([0, 1], [0, 0]).ndr is None and solvable_sets([0, 1, 1], [1, 1, 0]).shrinkage == 1 / 2
+    assert solvable_sets([1, 0, 0], [0, 1, 1]).shrinkage == 1
     assert solvable_sets([0], [1]).srr is None
     with pytest.raises(ValueError, match="same problems"):
         solvable_sets([1, 2], [1])
