@@ -95,8 +95,12 @@ def prose_of(tree):
 
 def test_nothing_outside_the_lab_names_the_lab():
     """Tasks are found by name: neither an import, a name nor a string of code elsewhere may mean the lab."""
+    # What judges claims and shows them knows no task; the claims themselves are configurations of the lab.
+    machinery = {ROOT / "claims" / name for name in ("base.py", "run.py", "pages.py", "figure.py")}
     for path in FILES:
         if path.is_relative_to(ROOT / "tasks" / "lab"):
+            continue
+        if path.is_relative_to(ROOT / "claims") and path not in machinery:
             continue
         assert not {m for m in imports_of(path) if m.startswith("tasks.lab")}, path
         tree = ast.parse(path.read_text())

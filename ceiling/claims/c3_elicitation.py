@@ -24,7 +24,7 @@ def experiments(scale):
         "sae_random": unchanged("random direction of its norm", vectors="sae_random", strength=2.0),
         "steer_of_grpo": distill("vectors taught by GRPO", teacher="grpo", **STEERED),
         "steer_of_teacher": distill("vectors taught by the teacher", **STEERED),
-    }, critiques=0.15)  # fmt: skip
+    }, critiques=0.4)  # fmt: skip
     config.sae.update(layer=0, words="S P L", before=0, after=1)
     if scale.prior < 10:
         config.sae.update(latents=8, k=2, documents=16, steps=2, tokens_per_step=64)

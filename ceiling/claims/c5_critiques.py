@@ -16,7 +16,7 @@ def experiments(scale):
                                        lr=LR["grpo"], **ROWS)  # fmt: skip
     arms["critique_self"] = arm("critique_grpo", title="its own critiques", start="grpo", critic="policy",
                                 critique_kind="cot", lr=LR["grpo"], **ROWS)  # fmt: skip
-    return {"main": experiment(scale, arms, critiques=0.15)}
+    return {"main": experiment(scale, arms, critiques=0.4)}
 
 
 def beyond(kind, groups=TRAINED):

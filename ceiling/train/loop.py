@@ -245,6 +245,8 @@ class Trainer:
         out = generate(
             sampler, prompts, n=spec.n, max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"],
             seed=stream(self.seed, step, round_), problem_ids=noise_ids(problems), slots=self.cfg["slots"],
+            # Prompts of their own per response are prefilled a slotful at a time: their caches are not shared.
+            chunk_requests=32_768 if each == 1 else max(self.cfg["slots"], spec.n),
         )  # fmt: skip
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
