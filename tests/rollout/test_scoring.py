@@ -7,7 +7,7 @@ import pytest
 from ceiling.data.packing import Example
 from ceiling.model import ModelConfig, forward, log_softmax_at, make_mesh, place
 from ceiling.model.families import PRESETS
-from ceiling.rollout.scoring import BATCH_BYTES, _score, batch_rows, executed_tokens, row_bytes, score
+from ceiling.rollout.scoring import BATCH_BYTES, _score, batch_rows, executed_tokens, margins, row_bytes, score
 
 LENGTHS = [3, 9, 1, 6, 2, 9, 4]
 
@@ -85,6 +85,10 @@ def test_eight_devices_score_as_one(case, make_model, sizes):
     got, _ = score(place(params, config, mesh), config, examples, max_tokens=9, entropy=True)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    if sizes == (2, 2, 2):  # the vocabulary is divided, and two tokens are looked for in the whole of it
+        one, eight = (margins(p, config, examples, max_tokens=9) for p in (params, place(params, config, mesh)))
+        np.testing.assert_allclose(np.concatenate(eight), np.concatenate(one), atol=1e-5)
+        assert list(map(len, eight)) == list(map(len, expected)) and 0 < np.concatenate(one).max() < 1
 
 
 def test_entropies_are_zeros_unless_asked_for(case):
