@@ -4,7 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+import ceiling
 from ceiling import ledger as accounts
+from ceiling import schema
+from ceiling.config import ConfigError
 from ceiling.data.tokens import ByteTokenizer, CharTokenizer
 from ceiling.model import Policy, forward
 from ceiling.model.policy import Decoding
@@ -207,3 +210,22 @@ def test_rules_that_cannot_be_carried_out_are_refused(policy):
         check(Decoding("cot", branches=V + 1), (STOP,), V, R)
     with pytest.raises(ValueError, match="pass `answers`"):
         complete(policy.replace(decoding=Decoding("cot")), PROMPTS, n=1, max_new_tokens=R, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(opening="S$"), "arms.x: decoding: the opening contains a token that ends the response"),
+        (dict(opening="S" * 30), "arms.x: decoding: an opening of 30 tokens leaves no room in a response of 30"),
+        (dict(opening="?"), r"arms.x: tokenizer: character '\?'"),
+        (dict(decoding="cot", branches=10_000), "arms.x: decoding: branches=10000 of a vocabulary"),
+    ],
+    ids=str,
+)
+def test_an_arm_that_cannot_be_decoded_is_refused_before_anything_runs(settings, message):
+    config = ceiling.defaults("lab", arms={"x": ceiling.arm("sft", pool=2, **settings)})
+    config.train.mix = {"C": 1.0}
+    config.task.update(evaluation_per_group=1, training_per_group=2, gate_problems=1)
+    config = schema.validate(config)
+    with pytest.raises(ConfigError, match=message):
+        schema.check_against_task(config, schema.load_task(config))
