@@ -31,7 +31,7 @@ def row(at, here, made, name: str) -> list[str]:
         compiled.report(made[name]().lower(), compiled.QUICK).save(at.report(name))
     found = compiled.Report.load(at.report(name))
     plan = planned(here, name)
-    ratio = f"{plan / (found.arguments + found.temporaries):.2f}" if plan else "-"
+    ratio = f"{plan / found.peak:.2f}" if plan else "-"
     gb = lambda value: f"{value / 1e9:.2f}"  # noqa: E731
     cells = [name, gb(found.arguments), gb(found.outputs), gb(found.temporaries), gb(found.code),
              f"{found.total / DEVICES[at.device].memory:.0%}", ratio, f"{found.flops / 1e12:.3g}"]  # fmt: skip

@@ -108,8 +108,8 @@ def compiled_step(config, rows, tokens):
     return step.lower(state, batch, {}, jax.ShapeDtypeStruct((), jnp.float32)).compile().memory_analysis()
 
 
-# estimate / XLA's temporary memory, measured on a CPU with jax 0.10.2 in float32: 1.15 and 1.18 without remat, 1.36
-# and 1.25 with "dots", 1.43 and 1.14 with "block"; sampling 1.44. A plan that errs must err on this side.
+# estimate / XLA's temporary memory, measured on a CPU with jax 0.10.2 in float32: 1.13 and 1.18 without remat, 1.31
+# and 1.23 with "dots", 1.35 and 1.11 with "block"; sampling 1.11. A plan that errs must err on this side.
 LOW, HIGH = 1.0, 1.5
 
 

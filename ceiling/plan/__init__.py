@@ -132,7 +132,6 @@ class _World:
     def __init__(self, config: dict):
         self.config, self.notes, self.mesh = config, [], config["mesh"]
         self.device = DEVICES[config["plan"]["device"]]
-        self.layouts = 2 if self.device.tpu else 1
         task = config["task"]
         if "max_prompt_tokens" in task:
             self.lengths = (task["max_prompt_tokens"], task["max_response_tokens"])
@@ -198,15 +197,16 @@ class _World:
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
         mesh, longest = self.mesh, sum(self.lengths)
         sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
-        out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh, len(one.frozen))}
+        out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh, len(one.frozen),
+                                       self.device.tpu)}
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(
                 configs[r.model], prompts=r.prompts, n=r.n, prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,
-                slots=cfg["slots"], mesh=mesh, layouts=self.layouts,
+                slots=cfg["slots"], mesh=mesh, tpu=self.device.tpu,
             )  # fmt: skip
         for model, lengths in one.scored:
             needs = memory.score(configs[model], sequences=len(lengths), tokens=longest, mesh=mesh)
-            out["scoring"] = max(out.get("scoring", {}), needs, key=lambda kinds: sum(kinds.values()))
+            out["scoring"] = memory.largest(out.get("scoring", {}), needs)
         return out
 
     def _seconds(self, one: work.Update, configs: dict, cfg: dict, flops: dict) -> dict[str, float]:
@@ -234,7 +234,7 @@ class _World:
         per_call = max(1, chunk // e["n"])
         phases = {"sampling": memory.sample(
             self.model, prompts=min(per_call, self.problems), n=e["n"], prompt_tokens=P, max_tokens=R, slots=e["slots"],
-            mesh=mesh, chunk_requests=chunk, layouts=self.layouts,
+            mesh=mesh, chunk_requests=chunk, tpu=self.device.tpu,
         )}  # fmt: skip
         judged = self.problems * min(e["likelihood_samples"], e["n"])
         if judged:
@@ -269,7 +269,8 @@ class _World:
 
 def _weights_knobs() -> dict[str, str]:
     more = "raise config.mesh.fsdp (more devices)"
-    return {kind: more for kind in ("weights", "optimiser", "gradients", "slow copy", "other models", "cast weights")}
+    kinds = ("weights", "optimiser", "gradients", "slow copy", "other models")
+    return dict.fromkeys(kinds, more) | {"weight copies": "raise config.mesh.tensor (more devices)"}
 
 
 def _knobs(key: str, model: ModelConfig, cfg: dict) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Weights, copies and optimiser state are exact sums over the parameter table, divided by the mesh axes that its rules
 name. What the backward pass keeps is read from the real forward by tracing it on shapes (`kept`): nothing is
-allocated. On top of it comes one block's working set, a few chunks of logits, and two sets of gradients (the running
-sum and the micro-batch's own). Against XLA on a CPU this is 10 to 45 % high (tests/test_plan.py), never low.
+allocated. Each phase is the largest of its few moments, whose terms are what is live then: one block's working set, a
+chunk of logits, gradients (the running sum and the micro-batch's own), weights that are gathered or copied. Tests
+compare with what XLA asks for on a CPU (tests/test_plan.py) and on TPUs (tests/tpu).
 
 Rows of a batch, slots and prompts are divided over the data and fsdp axes, heads and vocabulary over the tensor axis.
 """
@@ -96,59 +97,94 @@ def local(config: ModelConfig, tensor: int) -> ModelConfig:
 
 
 def update(
-    config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict, frozen: int = 0
+    config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict, frozen: int = 0, tpu: bool = False
 ) -> dict[str, float]:
-    """What an update adds: gradients, the activations of one micro-batch with every row full, logits. frozen: models
-    that the loss runs beside the policy."""
+    """What an update adds at its peak, with every row of a micro-batch full. frozen: models that the loss runs beside
+    the policy. Two moments can be the peak: at the logits, before the micro-batch has a gradient of its own; or in the
+    backward pass of the first block, when it has almost all of it."""
     each = math.ceil(sequences / cfg["minibatches"] / cfg["microbatches"])
     rows = math.ceil(each / parts(mesh, BATCH))
-    here = local(config, mesh["tensor"])
+    here, models = local(config, mesh["tensor"]), 1 + frozen
+    kept_by_blocks = kept(dataclasses.replace(here, head_chunk_tokens=1), rows, tokens)  # no logits among it
     plain = dataclasses.replace(here, remat="", scan_layers=True)
     one, two = (kept(dataclasses.replace(plain, layers=n), rows, tokens) for n in (1, 2))
     cotangent = 4 * rows * here.heads * tokens**2  # of the attention scores
-    working = two - one + cotangent if config.scan_layers else 0  # unrolled: freed as it is kept
-    if mesh["fsdp"] > 1:
-        whole, single = (dataclasses.replace(here, layers=n, param_dtype=here.compute_dtype) for n in (2, 1))
-        one = dict.fromkeys(mesh, 1)
-        gathered = weights(whole, one) - weights(single, one)
-        working += 2 * gathered  # a layer's weights in whole, and the next one's on their way
-        working += weights(single, one, {"embed", "head"})  # whole in every micro-batch
-    return {
-        "gradients": 2 * weights(config, mesh, trainable(config)),
-        "activations": kept(here, rows, tokens) + working,
-        "logits": (LOGITS + frozen) * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
-    }  # fmt: skip
+    block = two - one + cotangent if config.scan_layers else 0  # with its weights; unrolled: freed as it is kept
+    chunk = 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size
+    gradients = weights(config, mesh, trainable(config))
+    copies = models * (sum(ends(config, mesh)) + (turned(config, mesh) if tpu else 0))
+    return largest(
+        {"gradients": gradients, "activations": kept_by_blocks, "logits": (LOGITS + frozen) * chunk,
+         "weight copies": copies},
+        # The logits' cotangents wait for the gradient of the head, which is taken late.
+        {"gradients": 2 * gradients, "activations": kept_by_blocks + block, "logits": models * chunk,
+         "weight copies": copies + layer(config, mesh)},
+    )  # fmt: skip
 
 
 def sample(config: ModelConfig, *, prompts: int, n: int, prompt_tokens: int, max_tokens: int, slots: int, mesh: dict,
-           chunk_requests: int = 32_768, layouts: int = 1) -> dict[str, float]:  # fmt: skip
-    """What a sampling call adds: the cache with what a refill writes into it, the prompts, logits, and results.
-    layouts: on a TPU the decode loop reads the cache in another layout than a refill writes it in, so both are held."""
+           chunk_requests: int = 32_768, tpu: bool = False) -> dict[str, float]:  # fmt: skip
+    """What a sampling call adds at its peak: in the prefill of the prompts, in a refill, or in a step of decoding."""
     P, here, groups = bucket(prompt_tokens), local(config, mesh["tensor"]), parts(mesh, BATCH)
     per_call = max(1, min(prompts, chunk_requests // n))
     samples = min(n, chunk_requests)
     own = share(per_call, samples, per_call, samples, groups)[0].shape[1]  # prompts of one group
     slots = -(-min(slots, per_call * samples) // groups)
-    cast = config.param_dtype != config.compute_dtype
-    return {
-        "cache": max(layouts * kv_cache(config, slots, P + max_tokens, mesh),
-                     kv_cache(config, slots, P + max_tokens, mesh) + kv_cache(config, slots, P, mesh)),
-        "prompts": kv_cache(config, own, P, mesh) + own * row_bytes(config, P, mesh["tensor"]),
-        "logits": 4 * 4 * slots * here.vocab_size,
-        "results": 2 * 8 * per_call * samples * max_tokens,
-        "cast weights": weights(dataclasses.replace(config, param_dtype=config.compute_dtype), mesh) if cast else 0,
-    }
+    cache, prompt_cache = kv_cache(config, slots, P + max_tokens, mesh), kv_cache(config, own, P, mesh)
+    # Keys and values of the prompts that move in, and one of the two again while it is turned into the cache's layout.
+    moved = 1.5 * kv_cache(config, slots, P, mesh)
+    two_layers = 2 * layer(config, mesh)
+    # Embedding and head are gathered once, before the loop; on other devices than TPUs, all weights are cast once.
+    cast = not tpu and config.param_dtype != config.compute_dtype
+    copies = sum(ends(config, mesh)) + (turned(config, mesh) if tpu else 0)
+    copies += weights(dataclasses.replace(config, param_dtype=config.compute_dtype), mesh) if cast else 0
+    return {"results": 2 * 8 * per_call * samples * max_tokens} | largest(
+        {"prompts": prompt_cache + own * row_bytes(config, P, mesh["tensor"]), "weight copies": copies + two_layers},
+        {"cache": cache + moved, "prompts": prompt_cache, "weight copies": copies},
+        {"cache": cache, "prompts": prompt_cache, "weight copies": copies + two_layers,
+         "logits": 4 * 4 * slots * here.vocab_size},
+    )  # fmt: skip
 
 
 def score(config: ModelConfig, *, sequences: int, tokens: int, mesh: dict) -> dict[str, float]:
-    """What a scoring call adds: a forward pass over its rows, each of `tokens` tokens."""
+    """What a scoring call adds at its peak: in a block, or at the logits of a chunk (they and their log-softmax)."""
     rows = batch_rows(config, mesh, sequences, tokens) // parts(mesh, BATCH)
-    here = local(config, mesh["tensor"])
-    out = {
-        "scoring rows": rows * row_bytes(config, tokens, mesh["tensor"]),
-        "logits": 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size,
-    }
-    if mesh["fsdp"] > 1:
-        whole = dataclasses.replace(here, param_dtype=here.compute_dtype)
-        out["scoring rows"] += weights(whole, dict.fromkeys(mesh, 1), {"embed", "head"})
-    return out
+    here, (embed, head) = local(config, mesh["tensor"]), ends(config, mesh)
+    hidden = rows * tokens * config.width * jnp.dtype(config.compute_dtype).itemsize
+    shared = embed if config.tied else 0  # one weight, first and last
+    return largest(
+        {"scoring rows": rows * row_bytes(config, tokens, mesh["tensor"]),
+         "weight copies": shared + 2 * layer(config, mesh)},
+        {"scoring rows": hidden, "weight copies": shared or head,
+         "logits": 2 * 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size},
+    )  # fmt: skip
+
+
+def largest(*moments: dict[str, float]) -> dict[str, float]:
+    """The one that needs most."""
+    return max(moments, key=lambda kinds: sum(kinds.values()))
+
+
+def ends(config: ModelConfig, mesh: dict) -> tuple[int, int]:
+    """Bytes of the embedding and of the head (0 where they are one) as every device holds them while it uses them: in
+    the compute dtype, whole over the fsdp axis. 0 where no axis divides them."""
+    return tuple(_gathered(config, mesh, {path}) for path in ("embed", "head"))
+
+
+def layer(config: ModelConfig, mesh: dict) -> int:
+    """Bytes of one layer's weights in the compute dtype, whole over the fsdp axis. While one layer is at work, the next
+    one's are on their way. 0 where no axis divides them."""
+    return _gathered(config, mesh, set(table(config)) - {"embed", "head", "final_norm"}) // config.layers
+
+
+def _gathered(config: ModelConfig, mesh: dict, paths: set) -> int:
+    if mesh["fsdp"] == 1:
+        return 0
+    whole = dict.fromkeys(mesh, 1) | {"tensor": mesh["tensor"]}
+    return weights(dataclasses.replace(config, param_dtype=config.compute_dtype), whole, paths)
+
+
+def turned(config: ModelConfig, mesh: dict) -> int:
+    """Bytes of the query, key and value projections of all layers: a TPU's loops read them in another layout than they
+    lie in, of which a copy is made."""
+    return weights(config, mesh, {f"layers/{name}" for name in ("wq", "wk", "wv")})

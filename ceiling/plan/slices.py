@@ -83,12 +83,12 @@ def planned(here: Setting, program: str) -> float | None:
         adds = memory.score(model, sequences=sequences, tokens=here.tokens, mesh=mesh)
     elif program == "sampling":
         adds = memory.sample(model, prompts=cfg["prompts_per_step"], n=cfg["samples_per_prompt"], mesh=mesh,
-                             prompt_tokens=PROMPT, max_tokens=RESPONSE, slots=cfg["slots"], layouts=2)  # fmt: skip
+                             prompt_tokens=PROMPT, max_tokens=RESPONSE, slots=cfg["slots"], tpu=True)  # fmt: skip
     elif program in here.arms:
         cfg, regime = here.arms[program], regimes.load(here.arms[program]["regime"])
         frozen = regime.frozen(cfg)
         held += memory.optimiser(model, cfg, mesh) + memory.slow_state(regime, model, cfg, mesh) + len(frozen) * held
-        adds = memory.update(model, cfg, sequences, here.tokens, mesh, frozen=len(frozen))
+        adds = memory.update(model, cfg, sequences, here.tokens, mesh, frozen=len(frozen), tpu=True)
     else:
         return None
     return held + sum(adds.values())
