@@ -29,6 +29,7 @@ _MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", 
 _CURVE_POINTS = 120  # training curves are thinned to about this many points per metric
 # Stages that are not arms but have a ledger.
 _SOURCES = (("prior", "pretraining", "the base model's own training"),
+            ("labels", "labels", "majority answers of a start, drawn once"),
             ("teacher", "teacher's training", "the base continued on what the prior lacks"))  # fmt: skip
 _NOT_METRICS = ("step", "flops", "skipped", "lr")
 

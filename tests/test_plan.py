@@ -129,9 +129,9 @@ def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat):
 
 
 def test_what_is_recomputed_need_not_be_kept():
-    """XLA's figure and the plan's, on the compilations of the test above: all of a block, all but its products, none."""
-    cfg, none, dots, block = arm("sft", microbatches=2), *(ModelConfig(**WIDE, remat=r, head_chunk_tokens=256)
-                                                           for r in ("", "dots", "block"))  # fmt: skip
+    """XLA's figure and the plan's, on the compilations of the test above: a whole block, all but its products, none."""
+    cfg = arm("sft", microbatches=2)
+    none, dots, block = (ModelConfig(**WIDE, remat=r, head_chunk_tokens=256) for r in ("", "dots", "block"))
     measured = [compiled_step(config, 2, 256).temp_size_in_bytes for config in (none, dots, block)]
     planned = [sum(memory.update(config, cfg, 4, 256, ONE).values()) for config in (none, dots, block)]
     for bytes_of in (measured, planned):
@@ -192,6 +192,15 @@ def test_a_reference_and_a_teacher_are_held_and_charged():
     assert one.models == {"reference"} and ("score", "reference") in flops
     _, flops, one = numbers("distill", loss="divergence", keep="all")
     assert one.models == {"teacher"} and flops["score", "teacher"] > 0 and flops["rollout", "teacher"] > 0
+
+
+def test_CG8_critiques_are_planned_for_as_long_as_responses_and_paid_by_who_writes_them():
+    config, flops, one = numbers("critique_grpo", critic="teacher", critique_kind="cot")
+    assert [(r.model, r.prompts, r.n, r.prompt_tokens) for r in one.rounds] == [
+        ("policy", 3, 4, 10), ("teacher", 12, 1, 30), ("policy", 12, 1, 50)]  # fmt: skip
+    assert one.trained == (30,) * 12 and one.models == {"teacher"} and flops["rollout", "teacher"] > 0
+    _, flops, one = numbers("sft", source="critiques")
+    assert one.trained == (50,) * 12 and one.models == {"reference"}, "question, candidate, critique and its end"
 
 
 def test_rlp_scores_every_thought_and_one_baseline_a_context():

@@ -84,7 +84,8 @@ class Evidence:
 
     def share(self, arm: str, strategy: str, groups: str) -> np.ndarray:
         """f64[S]: share of a strategy among all samples of the problems of `groups`."""
-        label = list(self.evalset.strategy_names).index(strategy)
+        names = list(self.evalset.strategy_names)
+        label = names.index(strategy) if strategy in names else len(names)  # nobody used it
         cells = [self.evalset.cells[arm, seed] for seed in self.seeds]
         return np.array([np.mean(cell.strategy_Pn[self.index(groups)] == label) for cell in cells])
 

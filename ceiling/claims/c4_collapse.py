@@ -17,7 +17,7 @@ def experiments(scale):
         "entropy_bonus": grpo("entropy bonus", entropy_bonus=5e-3, **INNER),
         "reference_kl": grpo("reference KL", kl="k3", kl_beta=0.05, **INNER),
         "clip_cov": grpo("Clip-Cov", remedy="clip_cov", **INNER),
-        "kl_cov": grpo("KL-Cov", remedy="kl_cov", **INNER),
+        "kl_cov": grpo("KL-Cov", remedy="kl_cov", clip_low=0.0, clip_high=0.0, **INNER),
         "pass_at_k": grpo("pass@k objective", advantage="pass_at_k", pass_k=4, **INNER),
         "sft": sft("SFT on diverse demonstrations"),
         "distill": distill("distillation"),
@@ -44,7 +44,7 @@ def law_error(e):
     """0.05 minus the root mean square error with which the law of the first steps predicts the later rewards."""
     out = []
     for seed in e["main"].seeds:
-        entropy, reward = (dict(e["main"].curve("grpo", name)[seed]) for name in ("sampled_nll", "reward"))
+        entropy, reward = (dict(e["main"].curve("grpo", name)[seed]) for name in ("sampled_entropy", "reward"))
         law = forecast([entropy[x] for x in sorted(entropy)], [reward[x] for x in sorted(entropy)])
         if law.reason:
             raise Undefined(law.reason)

@@ -17,7 +17,7 @@ def experiments(scale):
     out = {
         "main": experiment(scale, {
             "grpo_long": grpo("GRPO, three budgets", **LONG),
-            "prorl": grpo("with resets (ProRL)", kl="k3", kl_beta=1e-3, clip_high=0.4, minibatches=4, reset_every=50,
+            "prorl": grpo("with resets (ProRL)", kl="k3", kl_beta=1e-3, clip_high=0.4, minibatches=4, reset_every=20,
                           **LONG),
         }),
         # Problems of depth 1 and 2 are shown, 3 is trained on, 4 is never seen. The gate asks for depth 3 as well.

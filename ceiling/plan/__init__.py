@@ -107,8 +107,7 @@ def plan(config) -> Plan:
     stages, seeds = [], len(config["seeds"])
     if not config["model"]["path"]:
         stages.append(world.training("prior", {**config["prior"], "regime": "sft"}, "config.prior"))
-    distilled = any(entry["regime"] == "distill" for entry in config["arms"].values())
-    if distilled and not config["teacher"]["path"]:
+    if any(schema.taught(entry) for entry in config["arms"].values()) and not config["teacher"]["path"]:
         stages.append(world.training("teacher", {**config["teacher"], "regime": "sft"}, "config.teacher"))
     stages += [world.training(arm, config["arms"][arm], names[arm]) for arm in names]
     stages.append(world.evaluation())
@@ -195,7 +194,7 @@ class _World:
         return max(sum(counted), 1.0)
 
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
-        mesh, longest = self.mesh, sum(self.lengths)
+        mesh, longest = self.mesh, max((sum(self.lengths), *one.trained))
         sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
         out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh, len(one.frozen),
                                        self.device.tpu)}

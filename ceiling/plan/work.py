@@ -12,9 +12,11 @@ import numpy as np
 
 from ceiling import ledger as accounts
 from ceiling.regimes.base import Material, Regime, Sample
+from ceiling.tasks import critiques
 from ceiling.tasks.base import Document, Outcome, Passage, Problem, Verdict
 
 COINS = 16
+CRITIQUE = 256  # tokens of a critique, if a response is as long
 CONTINUATION = 4  # tokens of a short answer and its end
 
 
@@ -52,13 +54,24 @@ class _Tokenizer:
     def encode(self, text: str) -> list[int]:
         return [0] * len(text)
 
+    def decode(self, ids) -> str:
+        return "d" * len(ids)
+
+    def split_end(self, text: str) -> tuple[str, bool]:
+        return text, True
+
 
 class _Task:
-    """As much of a task as regimes ask for before they see a verdict."""
+    """As much of a task as regimes ask for, verdicts aside. What frames a response in a prompt has no length."""
+
+    name, max_document_tokens = "plan", 0
+    critics = dict.fromkeys(critiques.CRITICS, critiques.KINDS)
 
     def __init__(self, prompt_tokens: int, max_response_tokens: int):
         self.tokenizer, self.max_response_tokens = _Tokenizer(), max_response_tokens
         self._prompt = "p" * prompt_tokens
+        self.max_critique_tokens = min(CRITIQUE, max_response_tokens)
+        self.max_critique_prompt_tokens = prompt_tokens + max_response_tokens
 
     def evaluation(self) -> list[Problem]:
         return [Problem(0, "all", self._prompt, "a")]
@@ -69,6 +82,18 @@ class _Task:
 
     def demonstration(self, problem: Problem, rng) -> str:
         return "d" * self.max_response_tokens
+
+    def critique(self, problem: Problem, response: str, verdict: Verdict, kind: str) -> str:
+        return "c" * (self.max_critique_tokens - len(self.tokenizer.eos))
+
+    def critique_prompt(self, problem: Problem, response: str, kind: str | None) -> str:
+        return problem.prompt + response
+
+    def recorded(self, problem: Problem, kind: str) -> list[tuple[str, str]]:
+        return [("d" * self.max_response_tokens, self.critique(problem, "", None, kind))] * CRITIQUE
+
+    def refinement_prompt(self, problem: Problem, response: str, critique: str) -> str:
+        return problem.prompt + response + critique
 
 
 def updates(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int) -> list[Update]:
@@ -94,7 +119,9 @@ def update(regime: Regime, cfg: dict, prompt_tokens: int, response_tokens: int, 
         rounds.append(Round(spec.model, len(prompts), spec.n, max(map(len, prompts)), spec.max_tokens))
         tokens, logprobs = np.zeros(spec.max_tokens, np.int32), np.zeros(spec.max_tokens, np.float32)
         verdicts = [Verdict(Outcome.RIGHT if j else Outcome.WRONG) for j in range(spec.n)]
-        material.samples.append([[Sample(p, tokens, logprobs, True, v) for v in verdicts] for p in prompts])
+        flat = [Sample(p, tokens, logprobs, True, v) for p in prompts for v in verdicts]
+        each = len(flat) // count
+        material.samples.append([flat[i : i + each] for i in range(0, len(flat), each)])
     requests = regime.scores(material, cfg)
     for name, request in requests.items():
         material.scores[name] = [np.zeros(int(e.mask.sum()), np.float32) for e in request.examples]

@@ -31,6 +31,7 @@ def get_config(variant=""):
     config.eval.update(n=4, ks=(1, 2, 4), verdict_k=2, likelihood_samples=1, gain_samples=2)
     config.mesh.data = 2
     config.checkpoint.every_steps = 1
+    config.report.html = False
     return config
 """
 
