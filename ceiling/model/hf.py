@@ -66,7 +66,7 @@ def load(path, *, mesh=None, dtype=None) -> tuple[ModelConfig, dict]:
 
 def read_config(path, **overrides) -> ModelConfig:
     """ModelConfig of a checkpoint directory from its config.json alone. dtypes are config.json's (float32 if
-    it names none); overrides are fields of ModelConfig, e.g. remat=True or lora_rank=16."""
+    it names none); overrides are fields of ModelConfig, e.g. remat="block" or lora_rank=16."""
     path = pathlib.Path(path)
     config_json = read_json(path / "config.json")
     try:

@@ -432,6 +432,6 @@ def test_adapters_and_unfitting_params_are_not_saved(make_model, tmp_path):
 
 def test_read_config_takes_runtime_fields_and_reads_no_weights(checkpoint):
     (checkpoint / shards.SINGLE).unlink()
-    config = hf.read_config(checkpoint, remat=True, lora_rank=4, compute_dtype="bfloat16")
-    assert (config.remat, config.lora_rank) == (True, 4)
+    config = hf.read_config(checkpoint, remat="dots", lora_rank=4, compute_dtype="bfloat16")
+    assert (config.remat, config.lora_rank) == ("dots", 4)
     assert (config.param_dtype, config.compute_dtype) == ("float32", "bfloat16")

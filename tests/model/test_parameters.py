@@ -44,7 +44,7 @@ VARIANTS = {
     "rope_high": (1.5, "logits", LLAMA3), "rope_trained_tokens": (64, "logits", LLAMA3),
     "lora_alpha": (2.0, "logits", LORA),
     "embed_std": (0.1, "init"), "qk_bias_std": (0.7, "init"), "param_dtype": ("bfloat16", "init"),
-    "scan_layers": (False, "program"), "remat": (True, "program"), "head_chunk_tokens": (3, "program"),
+    "scan_layers": (False, "program"), "remat": ("block", "program"), "head_chunk_tokens": (3, "program"),
     "max_positions": (99, "export", dict(qkv_bias=False)),
 }  # fmt: skip
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 12, (2, 9)), jnp.int32)
