@@ -7,15 +7,18 @@ UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 VENV_TPU := .venv-tpu
 
-.PHONY: quickstart test test-tpu bench clean
+.PHONY: quickstart test test-hosts test-tpu bench clean
 
 quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/quickstart/report.html
 	$(BIN)/python -m ceiling --config configs/lab.py --workdir runs/quickstart
 
 test: $(VENV)/.dev  ## environment, then all tests
 	$(BIN)/ruff check .
-	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not exact"
+	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not exact and not hosts"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m exact
+
+test-hosts: $(VENV)/.dev  ## runs of several processes; under a real Slurm too, where it is installed
+	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest -n 2 --dist loadfile -m hosts tests/hosts
 
 test-tpu: $(VENV_TPU)/.done  ## an environment of its own, then every program compiled for described TPUs
 	$(VENV_TPU)/bin/python -m pytest -n 2 tests/tpu

@@ -32,6 +32,7 @@ def get_config(variant=""):
     config.task.update(evaluation_problems=3, max_prompt_tokens=160, max_response_tokens=96, chat=True,
                        template="{question}")
     config.budget.flops = 1e8
+    config.report.html = False
     config.eval.update(n=4, ks=(1, 2, 4), verdict_k=2, likelihood_samples=1, gain_samples=2)
     return config
 """

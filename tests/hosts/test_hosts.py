@@ -14,7 +14,7 @@ from ceiling.logs import Progress
 from ceiling.stages import Context
 from ceiling.tasks.base import Outcome, Problem, Verdict, Verifier
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 NOTICED_S = 30  # the heartbeat time-out of these runs
 STAGES = ("prior", "grpo", "sft", "base.evaluate", "grpo.evaluate", "sft.evaluate", "base_redraw.evaluate")
 
