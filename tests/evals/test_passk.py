@@ -146,6 +146,7 @@ def test_majority_votes_by_counting(answers, right, k):
     votes = [vote(answers[i : i + k], right) for i in range(0, len(answers) - k + 1, k)]
     assert majority_at([answers], [[a == right for a in answers]], k)[0] == pytest.approx(np.mean(votes))
     assert majority_at([[-1, -1]], [[True, True]], 2) == 0, "right, it may be, but it said nothing to count"
+    assert majority_at([[-1, 0, -1]], [[False, True, False]], 3) == 1, "silence is no majority"
 
 
 def test_ten_thousand_samples_neither_overflow_nor_lose_precision():

@@ -1,5 +1,6 @@
 """Evaluation: n judged samples per problem, independent of how the work is cut (R9, N3, X-6)."""
 
+import collections
 import hashlib
 import math
 
@@ -208,32 +209,31 @@ def test_forced_start_counts_in_the_judged_response(policy, task):
 
 def test_CD_one_chosen_response_is_recorded_n_times_and_paid_once(policy, task):
     class Reading:
-        """Every response that does not start with the end has an answer: its first character."""
+        """The first path of a problem answers "a", the others "b". All are equally sure of their first token."""
 
         name, tokenizer, max_response_tokens = "reading", task.tokenizer, task.max_response_tokens
-        answered = []
+        seen = collections.defaultdict(list)
 
         def verify(self, problem, response):
-            answer = response[:1] if response[:1] != "$" else None
-            self.answered.append(answer)
-            return Verdict(Outcome.UNPARSED if answer is None else Outcome.RIGHT, answer)
+            self.seen[problem.id].append(response)
+            return Verdict(Outcome.RIGHT, "b" if len(self.seen[problem.id]) > 1 else "a")
 
         def answer_span(self, response):
             return 0, 1
 
     reading, ledger, problems = Reading(), accounts.Ledger(), task.evaluation()[:3]
-    surest = policy.replace(decoding=Decoding("cot", branches=4, pick="max"))
-    samples = sample.evaluate(surest, reading, n=5, seed=0, problems=problems, ledger=ledger)
-    assert samples.meta["decoding"] == {"rule": "cot", "branches": 4, "pick": "max", "opening": []}
-    assert samples.n == 5 and len(reading.answered) == 3 * 4, "a chosen path is not judged again"
-    for p in range(3):
-        assert len({samples.tokens(p, j).tobytes() for j in range(5)}) == 1
-    assert samples.counts.tolist() == [[5, 5]] * 3
-    paid = ledger.entries["evaluate", "policy"]
-    assert paid.sequences == 3 * 4 + len([a for a in reading.answered if a is not None])
+    together = policy.replace(decoding=Decoding("cot", branches=4))
+    samples = sample.evaluate(together, reading, n=5, seed=0, problems=problems, ledger=ledger)
+    assert samples.meta["decoding"] == {"rule": "cot", "branches": 4, "pick": "sum", "opening": []}
+    assert samples.n == 5 and samples.counts.tolist() == [[5, 5]] * 3
+    for p, problem in enumerate(problems):
+        assert len(reading.seen[problem.id]) == 4, "the chosen path is not judged again"
+        recorded = {task.tokenizer.decode(samples.tokens(p, j)) for j in range(5)}
+        assert recorded == {reading.seen[problem.id][1]}, "three paths say b: the first of them"
+    assert ledger.entries["evaluate", "policy"].sequences == 3 * 4 + 3 * 4
     with pytest.raises(ValueError, match="task lab has no answer_span"):
         unread = type("Unread", (), dict(name="lab"))()
-        sample.evaluate(surest, unread, n=1, seed=0, problems=problems)
+        sample.evaluate(together, unread, n=1, seed=0, problems=problems)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from ceiling.data.tokens import ByteTokenizer, CharTokenizer
 from ceiling.model import Policy, forward
 from ceiling.model.policy import Decoding
 from ceiling.rollout.decoding import check, choose, complete, confidence, token_span
-from ceiling.rollout.engine import generate
+from ceiling.rollout.engine import bucket, generate
+from ceiling.rollout.scoring import executed_tokens
 
 STOP, R, K, V = 3, 6, 4, 16
 PROMPTS = [np.array(p, np.int32) for p in ([5, 6, 7], [4], [9, 1, 2, 8, 7])]
@@ -116,7 +117,8 @@ def test_cot_takes_the_path_that_brute_force_takes_and_is_charged_for_all(policy
     judged = [len(p) + 4 for p, tried in zip(PROMPTS, brute, strict=True) for _, d, _ in tried if d > -np.inf]
     assert entry.flops == accounts.sampling_flops(config, [3, 1, 5], lengths) + accounts.forward_flops(config, judged)
     assert entry.sequences == 3 * K + len(judged) and entry.tokens == np.sum(lengths) + 9 + sum(judged)
-    assert entry.executed_tokens >= paths.executed_tokens + sum(judged)
+    padded = executed_tokens(policy.params, config, len(judged), bucket(5) + R)
+    assert entry.executed_tokens == paths.executed_tokens + padded > sum(judged)
 
 
 def test_CD1_one_branch_is_greedy(policy, brute):
