@@ -30,6 +30,7 @@ _CURVE_POINTS = 120  # training curves are thinned to about this many points per
 # Stages that are not arms but have a ledger.
 _SOURCES = (("prior", "pretraining", "the base model's own training"),
             ("labels", "labels", "majority answers of a start, drawn once"),
+            ("sae", "sparse autoencoder", "trained on a start's activations; no part of a budget"),
             ("teacher", "teacher's training", "the base continued on what the prior lacks"))  # fmt: skip
 _NOT_METRICS = ("step", "flops", "skipped", "lr")
 

@@ -43,8 +43,6 @@ def learning_rate(config, progress: float) -> float:
 
 
 def _decayed(params):
-    """Matrices decay, norm scales and biases do not: decided by name, not by rank (rows are stacked)."""
-    return {
-        name: _decayed(leaf) if isinstance(leaf, dict) else not (name.endswith("norm") or name.startswith("b"))
-        for name, leaf in params.items()
-    }
+    """Matrices decay; norm scales, biases and steering vectors do not: by name, not by rank (rows are stacked)."""
+    spared = lambda name: name.endswith("norm") or name.startswith("b") or name == "steer"  # noqa: E731
+    return {name: _decayed(leaf) if isinstance(leaf, dict) else not spared(name) for name, leaf in params.items()}

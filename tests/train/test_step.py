@@ -156,11 +156,11 @@ def test_decay_mask_covers_the_whole_parameter_table(lab):
 
     model = ModelConfig(
         vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm="head",
-        qkv_bias=True,
+        qkv_bias=True, steering=True,
     )
     mask = optim._decayed(abstract(model))
     off = {k for k, v in mask["layers"].items() if not v} | {k for k, v in mask.items() if v is False}
-    assert off == {"attn_norm", "mlp_norm", "q_norm", "k_norm", "bq", "bk", "bv", "final_norm"}
+    assert off == {"attn_norm", "mlp_norm", "q_norm", "k_norm", "bq", "bk", "bv", "final_norm", "steer"}
 
 
 # --- the schedule -----------------------------------------------------------------------------------------
