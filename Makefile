@@ -15,7 +15,7 @@ quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/qui
 test: $(VENV)/.dev  ## environment, then all tests
 	$(BIN)/ruff check .
 	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not exact and not hosts"
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m exact
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m exact $$(grep -rl --include='test_*.py' 'mark\.exact' tests)
 
 test-hosts: $(VENV)/.dev  ## runs of several processes; under a real Slurm too, where it is installed
 	XLA_FLAGS="$(UNOPTIMISED)" $(BIN)/python -m pytest -n 2 --dist loadfile -m hosts tests/hosts

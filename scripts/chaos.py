@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-AFTER_CPU_S = 2.0  # mean of an exponential: most within a stage, some only after several
+AFTER_CPU_S = 1.6  # mean of an exponential: most within a stage, some only after several
 LISTENING_AFTER_CPU_S = 1.0  # a process that is asked to stop before it listens is simply killed
 
 
