@@ -52,16 +52,19 @@ class Scale:
 class Evidence:
     """What one experiment left: its tables (results.json) and its samples.
 
-    evalset: counts and labels of every arm and seed over the same problems; k: the scale's budget of pass@k."""
+    evalset: counts and labels of every arm and seed over the same problems; k: the scale's budget of pass@k; among:
+    the seeds that all experiments of the claim have (None: it has one), so that effects across them pair up."""
 
     tables: Mapping
     evalset: object
     k: int
+    among: frozenset[int] | None = None
 
     @property
     def seeds(self) -> list[int]:
         """Seeds that every arm has: a prior that failed its gate has none."""
-        return self.evalset.seeds(*self.evalset.arms)
+        own = self.evalset.seeds(*self.evalset.arms)
+        return [seed for seed in own if self.among is None or seed in self.among]
 
     def passk(self, arm: str, k: int, groups: str) -> np.ndarray:
         """f64[S, P]: pass@k of the problems of `groups` (names in one string)."""
@@ -139,6 +142,12 @@ class Claim:
     refuted_by: str
     groups: str
     tried: str = ""
+
+
+def paired(evidence: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """The same evidence on the seeds that all experiments have: a prior may fail its gate in one of them alone."""
+    shared = frozenset.intersection(*(frozenset(e.seeds) for e in evidence.values()))
+    return {name: dataclasses.replace(e, among=shared) for name, e in evidence.items()}
 
 
 class Undefined(ValueError):

@@ -22,10 +22,13 @@ from ceiling.evals.stats import crossed_interval
 def run(claim: base.Claim, scale: base.Scale, workdir, scale_name: str = "") -> dict:
     """Run what is missing of a claim, judge it, and return the content of its claim.json."""
     workdir = pathlib.Path(workdir)
-    evidence, arms = {}, []
-    for name, config in claim.experiments(scale).items():
-        evidence[name] = _evidence(config, workdir, workdir / claim.id / name, scale)
-        arms += [{"experiment": name, **row} for row in _arms(evidence[name], claim.groups)]
+    experiments = claim.experiments(scale).items()
+    evidence = base.paired({
+        name: _evidence(config, workdir, workdir / claim.id / name) for name, config in experiments
+    })  # fmt: skip
+    if not all(e.seeds for e in evidence.values()):
+        raise RuntimeError(f"{claim.id}: no seed's prior passed its gate in every experiment, so nothing pairs up")
+    arms = [{"experiment": name, **row} for name, e in evidence.items() for row in _arms(e, claim.groups)]
     findings = [base.judge(test, evidence, len(claim.tests)) for test in claim.tests]
     content = {
         "id": claim.id, "title": claim.title, "finding": claim.finding, "sources": list(claim.sources),
@@ -41,7 +44,7 @@ def run(claim: base.Claim, scale: base.Scale, workdir, scale_name: str = "") -> 
     return content
 
 
-def _evidence(config, workdir: pathlib.Path, home: pathlib.Path, scale: base.Scale) -> base.Evidence:
+def _evidence(config, workdir: pathlib.Path, home: pathlib.Path) -> base.Evidence:
     """The evidence of one experiment, run first if it is not finished."""
     home.mkdir(parents=True, exist_ok=True)
     shared = home / "stages"

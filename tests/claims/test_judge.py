@@ -98,3 +98,15 @@ def test_every_registered_claim_says_what_would_have_refuted_it():
         assert len(set(names)) == len(names) and all(test.statement.endswith(".") for test in claim.tests)
     with pytest.raises(ConfigError, match="'C99' is not registered; known: C0, C1"):
         base.load("C99")
+
+
+def test_experiments_are_paired_on_the_seeds_that_all_of_them_have():
+    """Seed 1 of the second experiment failed its gate: effects across experiments must not pair seed 1 with seed 2."""
+    first, second = evidence({"base": 0.5, "arm": 0.6})["main"], evidence({"base": 0.5, "arm": 0.6}, seed=1)["main"]
+    cells = {key: cell for key, cell in second.evalset.cells.items() if key[1] != 1}
+    second = dataclasses.replace(second, evalset=dataclasses.replace(second.evalset, cells=cells))
+    both = base.paired({"main": first, "other": second})
+    assert both["main"].seeds == both["other"].seeds == [0, 2, 3, 4]
+    across = base.Test("", "", lambda e: e["main"].passk("arm", 1, "C") - e["other"].passk("arm", 1, "C"))
+    assert base.judge(across, both, 1).seeds == 4
+    np.testing.assert_array_equal(both["main"].passk("arm", 1, "C"), first.passk("arm", 1, "C")[[0, 2, 3, 4]])
