@@ -51,6 +51,7 @@ ARM = loop.CONFIG | Section(
     start=text("", doc="the arm whose trained policy this one starts from; empty: the prior"),
     teacher=text("", doc="the arm that teaches this one (distill, critic=teacher); empty: config.teacher"),
     spend=number(1.0, low=0, doc="the arm's budget in units of config.budget.flops; 0: it trains nothing"),
+    steps=number(0, whole=True, low=0, doc="stop after so many steps, whatever they cost; 0: when the budget is spent"),
     examples=number(0, whole=True, low=0, doc="problems of the pool that the arm trains on; 0: all of them"),
     select=text("first", doc="which: first, variance (of their accuracy in arm select_from), or ids, e.g. '17 203'"),
     select_from=text("", doc="the arm whose training history select=variance ranks the problems by"),
@@ -198,6 +199,12 @@ def validate(config) -> dict:
             f"config.tuning.spend={share} with config.tuning.trials={trials}: the trials are charged to the arm, and "
             "nothing of its budget is left to train with; lower one of them"
         )
+    for name, entry in config["arms"].items():
+        if entry["steps"] and trials > 1:
+            raise ConfigError(
+                f"config.arms.{name}.steps={entry['steps']} with config.tuning.trials={trials}: a trial is a share of "
+                "the budget, which such an arm does not have; set one of them to its default"
+            )
     n, k = config["eval"]["n"], config["eval"]["verdict_k"]
     if 2 * k > n:
         raise ConfigError(

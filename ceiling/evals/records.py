@@ -3,7 +3,8 @@
 Counts are the truth: every figure and verdict is recomputed from these records. Columns:
 problem (index into the task's evaluation problems), problem_id, group, sample, tokens (response ids),
 logprob (sum over the response, nats, under the sampling distribution), stopped, outcome (Outcome),
-process (1 valid, 0 invalid, -1 not judged), answer, strategy (text, empty where there is none).
+process (1 valid, 0 invalid, -1 not judged), answer, strategy (text, empty where there is none); of episodes
+also turns: lengths in tokens of what the agent and its tools wrote in turn, beginning with the agent's.
 """
 
 import collections
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ceiling.rollout.engine import turn_spans
 from ceiling.tasks.base import Outcome
 
 
@@ -64,6 +66,13 @@ class Samples:
     def tokens(self, problem: int, sample: int) -> np.ndarray:
         return self.table["tokens"][problem * self.n + sample].values.to_numpy()
 
+    def own(self, problem: int, sample: int) -> np.ndarray:
+        """bool, one per token of a response: whether the policy wrote it."""
+        if "turns" not in self.table.column_names:
+            return np.ones(len(self.tokens(problem, sample)), bool)
+        lengths = self.table["turns"][problem * self.n + sample].as_py()
+        return np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+
     @property
     def lengths(self) -> np.ndarray:
         """Response tokens, int[problems, n], the stop token counted."""
@@ -104,6 +113,11 @@ class Samples:
         return cls(table, json.loads(table.schema.metadata[b"ceiling"]))
 
 
+def turn_lengths(own: np.ndarray) -> list[int]:
+    """Tokens of each turn of a response; `Samples.own` is the way back."""
+    return [stop - start for start, stop in turn_spans(own)]
+
+
 class Recorder:
     """Collects columns problem by problem, then builds the table."""
 
@@ -124,7 +138,9 @@ class Recorder:
         values = np.concatenate(self._tokens).astype(np.int32)
         arrays = {"tokens": pa.ListArray.from_arrays(offsets, pa.array(values))}
         for name, parts in self._columns.items():
-            if isinstance(parts[0], np.ndarray):
+            if name == "turns":
+                arrays[name] = pa.array([v for part in parts for v in part], pa.list_(pa.int32()))
+            elif isinstance(parts[0], np.ndarray):
                 arrays[name] = pa.array(np.concatenate(parts))
             else:
                 arrays[name] = pa.array([v for part in parts for v in part]).dictionary_encode()

@@ -16,9 +16,10 @@ import numpy as np
 from ceiling import hosts
 from ceiling import ledger as accounts
 from ceiling.data.packing import Example
-from ceiling.evals.records import Recorder, Samples
+from ceiling.evals.records import Recorder, Samples, turn_lengths
 from ceiling.model.policy import Decoding, Policy
 from ceiling.rollout.decoding import Answers, complete, token_span
+from ceiling.rollout.episodes import scene_of
 from ceiling.rollout.scoring import score
 from ceiling.tasks.base import Outcome, Task, Verifier, check_errors
 
@@ -73,11 +74,12 @@ def evaluate(
 
 def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk_requests: int, meta: dict) -> Samples:
     """Samples of a few problems, with what they cost in their meta."""
-    encode, n, began = verify.task.tokenizer.encode, sampling["n"], time.perf_counter()
-    prompts, recorder, ledger = [encode(p.prompt) for p in problems], Recorder(), accounts.Ledger()
+    task, n, began = verify.task, sampling["n"], time.perf_counter()
+    prompts, recorder, ledger = [task.tokenizer.encode(p.prompt) for p in problems], Recorder(), accounts.Ledger()
     out = complete(
-        policy, prompts, max_new_tokens=verify.task.max_response_tokens, problem_ids=[p.id for p in problems],
-        chunk_requests=chunk_requests, answers=_answers(verify, problems), ledger=ledger, **sampling,
+        policy, prompts, max_new_tokens=task.max_response_tokens, problem_ids=[p.id for p in problems],
+        chunk_requests=chunk_requests, answers=_answers(verify, problems), ledger=ledger,
+        scene=scene_of(task, problems), **sampling,
     )  # fmt: skip
     for i, (problem, verdicts) in enumerate(zip(problems, _judged(verify, problems, out), strict=True)):
         recorder.add(
@@ -88,6 +90,7 @@ def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk
             outcome=np.array([v.outcome for v in verdicts], np.int8),
             process=np.array([-1 if v.process is None else int(v.process) for v in verdicts], np.int8),
             answer=[v.answer or "" for v in verdicts], strategy=[v.strategy or "" for v in verdicts],
+            **({} if out.own is None else {"turns": [turn_lengths(out.written(i, j)) for j in range(n)]}),
         )  # fmt: skip
     ledger.charge("evaluate", "policy", seconds=time.perf_counter() - began)
     own = {"problems": len(problems), "groups": [p.group for p in problems], "ledger": ledger.to_json()}
@@ -113,12 +116,14 @@ def _answers(verify: Verifier, problems) -> Answers:
 def _judged(verify: Verifier, problems, out) -> list[list]:
     """Verdicts [problem][sample]; equal responses are decoded and judged once, all of them in one batch."""
     n, distinct = out.lengths.shape[1], {}
-    keys = [[(i, out.response(i, j).tobytes()) for j in range(n)] for i in range(len(problems))]
+    whole = lambda i, j: (out.response(i, j), out.written(i, j))  # noqa: E731
+    key = lambda i, j: (i, *(b"" if x is None else x.tobytes() for x in whole(i, j)))  # noqa: E731
+    keys = [[key(i, j) for j in range(n)] for i in range(len(problems))]
     for i, row in enumerate(keys):
         for j, key in enumerate(row):
             distinct.setdefault(key, (i, j))
     decode = verify.task.tokenizer.decode
-    verdicts = verify.many([(problems[i], decode(out.response(i, j))) for i, j in distinct.values()])
+    verdicts = verify.many([(problems[i], out.text(i, j, decode)) for i, j in distinct.values()])
     known = dict(zip(distinct, verdicts, strict=True))
     return [[known[key] for key in row] for row in keys]
 
@@ -131,7 +136,7 @@ def likelihood(samples: Samples, task: Task, problems, policy: Policy, *, per_pr
         prompt = np.asarray(task.tokenizer.encode(problem.prompt), np.int32)
         for j in range(per_problem):
             tokens = np.concatenate([prompt, samples.tokens(p, j)])
-            mask = np.arange(len(tokens)) >= len(prompt)
+            mask = np.concatenate([np.zeros(len(prompt), bool), samples.own(p, j)])
             examples.append(Example(tokens, mask.astype(np.float32)))
     longest = max(len(e.tokens) for e in examples)
     logprobs, entropies = score(policy.params, policy.config, examples, max_tokens=longest, entropy=True)
@@ -146,6 +151,7 @@ def accuracy(policy: Policy, task: Task, problems, *, forced: str, n: int, seed:
     out = complete(
         policy.replace(decoding=Decoding(opening=tuple(encode(forced)))), [encode(p.prompt) for p in problems], n=n,
         seed=seed, max_new_tokens=task.max_response_tokens, problem_ids=[p.id for p in problems],
+        scene=scene_of(task, problems),
     )  # fmt: skip
-    responses = [(p, decode(out.response(i, j))) for i, p in enumerate(problems) for j in range(n)]
+    responses = [(p, out.text(i, j, decode)) for i, p in enumerate(problems) for j in range(n)]
     return float(np.mean([verdict.outcome is Outcome.RIGHT for verdict in Verifier(task).many(responses)]))

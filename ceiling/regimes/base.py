@@ -20,25 +20,28 @@ import ceiling.regimes
 from ceiling.config import ConfigError, Section
 from ceiling.data.packing import Batch, Example
 from ceiling.model.sequences import Forward
-from ceiling.tasks.base import Problem, Verdict
+from ceiling.tasks.base import Problem, Turns, Verdict
 from ceiling.tasks.rewards import Label
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One response: token ids, its behaviour log-probs (f32, same length), whether it stopped."""
+    """One response: token ids, the behaviour log-probs of those that the model wrote (f32), whether it stopped.
+    own: bool per token, False where a tool wrote it; None: the model wrote all of them."""
 
     prompt: np.ndarray
     tokens: np.ndarray
     logprobs: np.ndarray
     stopped: bool
     verdict: Verdict | None
+    own: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
     """A sampling round: which model ("policy" or "teacher"), n samples per prompt, the token that ends
-    a response (None: end of text), the longest response, and whether the task judges it.
+    a response (None: end of text), the longest response, and whether the task judges it. A judged round without a
+    stop of its own is played in the task's environment, if it has one: its responses are episodes.
     prompts(material) -> one text per problem, or equally many of each in turn; it sees what earlier rounds drew."""
 
     model: str
@@ -142,20 +145,29 @@ def noise_ids(problems) -> list[int]:
 
 
 def response_example(sample: Sample, **extra) -> Example:
-    """Prompt + response with the response as target. Per-token extras are given for the response
-    and padded over the prompt."""
+    """Prompt + response with what the model wrote of it as target. Per-token extras are given for that, and are 0
+    elsewhere."""
     P = len(sample.prompt)
     tokens = np.concatenate([sample.prompt, sample.tokens])
     mask = np.arange(len(tokens)) >= P
-    padded = {k: np.concatenate([np.zeros(P, np.float32), v]) if np.ndim(v) else v for k, v in extra.items()}
-    return Example(tokens, mask.astype(np.float32), padded)
+    if sample.own is not None:
+        mask[P:] = sample.own
+
+    def placed(value):
+        out = np.zeros(len(tokens), np.float32)
+        out[mask] = value
+        return out
+
+    placed_extra = {k: placed(v) if np.ndim(v) else v for k, v in extra.items()}
+    return Example(tokens, mask.astype(np.float32), placed_extra)
 
 
-def text_example(encode, prompt: str, response: str) -> Example:
-    """Text with the loss on the response (on all of it if the prompt is empty)."""
-    head, tail = encode(prompt), encode(response)
-    mask = np.arange(len(head) + len(tail)) >= len(head)
-    return Example(np.concatenate([head, tail]), mask.astype(np.float32))
+def text_example(encode, prompt: str, response: str | Turns) -> Example:
+    """Text with the loss on the response (on all of it if the prompt is empty); of turns, on the agent's own."""
+    turns = (response,) if isinstance(response, str) else response
+    parts = [encode(prompt), *map(encode, turns)]
+    mask = np.repeat(np.arange(len(parts)) % 2, [len(part) for part in parts])  # prompt, own, observed, own, ...
+    return Example(np.concatenate(parts), mask.astype(np.float32))
 
 
 def negative_log_likelihood(params, batch: Batch, forward: Forward):

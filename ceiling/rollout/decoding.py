@@ -20,6 +20,7 @@ Shapes: N prompts, n samples, K paths of one prompt.
 """
 
 import bisect
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,7 @@ from ceiling import ledger as accounts
 from ceiling.data.packing import Example
 from ceiling.model.policy import Decoding, Policy
 from ceiling.rollout.engine import Completions, bucket, generate
+from ceiling.rollout.episodes import Scene, converse
 from ceiling.rollout.scoring import executed_tokens, margins
 
 # (prompt index, response tokens) of many responses -> for each its answer, as every equal answer is written, and the
@@ -39,27 +41,31 @@ Answers = Callable[[list[tuple[int, np.ndarray]]], Sequence[tuple[str, tuple[int
 def complete(
     policy: Policy, prompts, *, n: int, max_new_tokens: int, seed: int, temperature: float = 1.0, top_p: float = 1.0,
     problem_ids=None, slots: int = 512, chunk_requests: int = 32_768, answers: Answers | None = None,
-    ledger: accounts.Ledger | None = None,
+    ledger: accounts.Ledger | None = None, scene: Scene | None = None,
 ) -> Completions:
     """n responses to every prompt by `policy.decoding`; arguments and errors as for `generate`.
 
-    answers: how the task reads responses; needed by rule "cot" alone. Log-probabilities are those of the sampling
-    distribution for "sample" and of temperature 1 for the others. ledger is charged for the work that was done,
-    whatever is recorded of it: "greedy" one response for each prompt, "cot" every path and a pass over those with an
-    answer."""
+    scene: where responses are episodes, what they are played in; rule "cot" has none. answers: how the task reads
+    responses; needed by rule "cot" alone. Log-probabilities are those of the sampling distribution for "sample" and of
+    temperature 1 for the others. ledger is charged for the work that was done, whatever is recorded of it: "greedy" one
+    response for each prompt, "cot" every path and a pass over those with an answer."""
     rule, opening = policy.decoding, np.asarray(policy.decoding.opening, np.int32)
     check(rule, policy.stop_ids, policy.config.vocab_size, max_new_tokens)
-    if rule.rule == "cot" and answers is None:
-        raise ValueError("decoding: rule cot chooses by answers; pass `answers`")
+    if rule.rule == "cot" and (answers is None or scene is not None):
+        raise ValueError("decoding: rule cot chooses by answers to single responses; pass `answers`, and no scene")
     prompts = [np.asarray(p, np.int32) for p in prompts]
     opened = [np.concatenate([p, opening]) for p in prompts]
     draws = {"sample": n, "greedy": 1, "cot": rule.branches}[rule.rule]
     decoding = {"temperature": 0.0} if rule.deterministic else {"temperature": temperature, "top_p": top_p}
-    out = generate(
-        policy, opened, n=draws, max_new_tokens=max_new_tokens - len(opening), seed=seed, problem_ids=problem_ids,
-        slots=slots, chunk_requests=chunk_requests, branch=rule.deterministic, **decoding,
-    )  # fmt: skip
+    request = dict(n=draws, max_new_tokens=max_new_tokens - len(opening), seed=seed, problem_ids=problem_ids,
+                   slots=slots, **decoding)  # fmt: skip
+    if scene is None:
+        out = generate(policy, opened, chunk_requests=chunk_requests, branch=rule.deterministic, **request)
+    else:
+        out = converse(policy, opened, scene=scene, **{"top_p": 1.0, **request})
     if ledger is not None:
+        for name, amount in out.events.items():
+            ledger.count(name, amount)
         ledger.charge(
             "evaluate", "policy", sequences=out.lengths.size, executed_tokens=out.executed_tokens,
             flops=accounts.sampling_flops(policy.config, [len(p) for p in opened], out.lengths),
@@ -167,12 +173,14 @@ def _with_opening(out: Completions, opening: np.ndarray) -> Completions:
     if not len(opening):
         return out
     shape = (*out.lengths.shape, len(opening))
-    tokens = np.concatenate([np.broadcast_to(opening, shape), out.tokens], axis=2)
-    logprobs = np.concatenate([np.zeros(shape, np.float32), out.logprobs], axis=2)
-    return Completions(tokens, logprobs, out.lengths + len(opening), out.stopped, out.executed_tokens)
+    before = lambda head, tail: np.concatenate([np.broadcast_to(head, shape), tail], axis=2)  # noqa: E731
+    return dataclasses.replace(
+        out, tokens=before(opening, out.tokens), logprobs=before(np.float32(0), out.logprobs),
+        lengths=out.lengths + len(opening), own=None if out.own is None else before(True, out.own),
+    )  # fmt: skip
 
 
 def _repeated(out: Completions, n: int) -> Completions:
-    parts = (np.repeat(x, n, axis=1) for x in (out.tokens, out.logprobs, out.lengths, out.stopped))
-    return Completions(*parts, out.executed_tokens)
+    names = [f.name for f in dataclasses.fields(out) if isinstance(getattr(out, f.name), np.ndarray)]
+    return dataclasses.replace(out, **{name: np.repeat(getattr(out, name), n, axis=1) for name in names})
 

@@ -15,6 +15,7 @@ Example:
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -27,6 +28,7 @@ from ceiling.model.sharding import BATCH, constrain, parts
 from ceiling.model.transformer import unembed
 from ceiling.rollout import cache as kv
 from ceiling.rollout import sampling
+from ceiling.tasks.base import Turns
 
 
 @dataclasses.dataclass
@@ -37,6 +39,9 @@ class Completions:
     distribution; lengths int32[prompts, n], counting the stop token; stopped bool[prompts, n],
     False where the response was cut at R tokens. executed_tokens counts padded prompts, a first token per
     sample (drawn from its prompt's logits), and slot-steps, idle ones too.
+
+    Episodes of several turns (rollout/episodes.py) have, beside: own bool[prompts, n, R], False where a tool wrote the
+    token (its logprob is 0); events: how often what happened ("tool calls", "tool errors", ...).
     """
 
     tokens: np.ndarray
@@ -44,9 +49,20 @@ class Completions:
     lengths: np.ndarray
     stopped: np.ndarray
     executed_tokens: int
+    own: np.ndarray | None = None
+    events: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def response(self, i: int, j: int) -> np.ndarray:
         return self.tokens[i, j, : self.lengths[i, j]]
+
+    def written(self, i: int, j: int) -> np.ndarray | None:
+        """bool, one per token of the response: whether the model wrote it; None where it wrote all of it."""
+        return None if self.own is None else self.own[i, j, : self.lengths[i, j]]
+
+    def text(self, i: int, j: int, decode: Callable) -> str | Turns:
+        """The response as a task reads it: a text, or the turns of an episode."""
+        tokens, own = self.response(i, j), self.written(i, j)
+        return decode(tokens) if own is None else tuple(decode(tokens[a:b]) for a, b in turn_spans(own))
 
 
 def generate(
@@ -109,6 +125,16 @@ def generate(
                 whole[here] = part.reshape(-1, *part.shape[2:])[:used].reshape(rows, width, *part.shape[2:])
             out.executed_tokens += index_ZC.size * capacity + used + int(steps) * groups * own_slots
     return out
+
+
+def turn_spans(own: np.ndarray) -> list[tuple[int, int]]:
+    """Token ranges [first, stop) of the turns of a response: the model's and the environment's in turn, beginning and
+    ending with the model's, which may be empty."""
+    edges = np.flatnonzero(np.diff(own.astype(np.int8))) + 1
+    starts = [0, *([0] if len(own) and not own[0] else []), *map(int, edges), len(own)]
+    if len(starts) % 2:  # the environment had the last word
+        starts.append(len(own))
+    return list(zip(starts, starts[1:], strict=False))
 
 
 def share(rows: int, width: int, per_call: int, samples_per_call: int, groups: int):

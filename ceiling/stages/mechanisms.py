@@ -156,7 +156,7 @@ def _documents(context: Context, count: int) -> tuple[list[np.ndarray], int]:
     """Token ids of documents of the prior's corpus, and how many were left out: they show an evaluation problem."""
     prompts = [problem.prompt for problem in context.task.evaluation()]
     drawn = context.task.corpus("prior", stream(context.seed, 12, 0), count)
-    texts = [document.prompt + document.response for document in drawn]
+    texts = [document.text for document in drawn]
     texts = [text for text in texts if not any(prompt in text for prompt in prompts)]
     if len(texts) < HELD_OUT:
         raise ValueError(

@@ -96,7 +96,8 @@ def arm(context: Context) -> None:
         context.write_json("ledger.json", accounts.Ledger().to_json())
         return
     corpus = functools.partial(_replay, context.task, stream(context.seed, 3))
-    budget, search = Budget(flops=s["budget"]["flops"], axis=s["budget"]["axis"]), accounts.Ledger()
+    axis, search = s["budget"]["axis"], accounts.Ledger()
+    budget = Budget(steps=cfg["steps"], axis=axis) if cfg["steps"] else Budget(flops=s["budget"]["flops"], axis=axis)
     if "tune" in context.needs:
         cfg = {**cfg, "lr": read(context.needs["tune"] / "tune.json")["lr"]}
         search = accounts.Ledger.from_json(read(context.needs["tune"] / "ledger.json"))

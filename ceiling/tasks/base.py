@@ -66,12 +66,22 @@ class Group:
     trap: bool = False
 
 
+# A response of an agent: what it wrote and what its tools answered, in turn; it begins and ends with its own text,
+# which may be "". Of it a loss counts only what the agent wrote, and an answer is read only there.
+Turns = tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Document:
     """Training text: the loss counts on the response only (on everything if prompt is empty)."""
 
     prompt: str
-    response: str
+    response: str | Turns
+
+    @property
+    def text(self) -> str:
+        """All of it, observations too."""
+        return self.prompt + "".join(self.response)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +117,15 @@ class Task(Protocol):
     def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
         """`count` documents of the "prior" or the "teacher" corpus."""
 
-    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | None:
+    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str | Turns | None:
         """A correct response, or None where this task's curators have none."""
 
     def passage(self, problem: Problem) -> Passage:
         """The problem as plain text for RLP and continued pretraining."""
 
-    def verify(self, problem: Problem, response: str) -> Verdict:
-        """Verdict on a response (text after the prompt, end marker included if it was produced)."""
+    def verify(self, problem: Problem, response: str | Turns) -> Verdict:
+        """Verdict on a response (text after the prompt, end marker included if it was produced). Turns for a task
+        with an environment, a text for every other."""
 
     def answer_span(self, response: str) -> tuple[int, int] | None:
         """Characters [start, end) of a response that spell its final answer, None where it has none. Decoding by
@@ -122,6 +133,22 @@ class Task(Protocol):
 
     def gate(self) -> tuple[list[Problem], str, float] | None:
         """Problems, a forced start of the response and the accuracy that a usable prior must reach."""
+
+
+class Environment(Protocol):
+    """What an agent acts in, as the attribute `environment` of its task; a task of single responses has none."""
+
+    tags: tuple[str, ...]  # own text that ends with one of them is a call, which the tool's answer follows
+    opening: str  # texts around every observation
+    closing: str
+    max_calls: int  # of an episode; one more ends it, as one that was cut
+    max_observation_tokens: int  # opening and closing included; a longer answer is cut before `closing`
+    timeout_s: float  # of one call
+    workers: int  # calls at once; 0: in the sampler's own thread (for tools that cannot hang)
+    failed: str  # body of the observation of a call that hung, raised, or answered what has no tokens
+
+    def call(self, problem: Problem, turn: str) -> str:
+        """Body of the observation that follows a call. turn: the agent's text since the last observation."""
 
 
 class Critiqued(Task, Protocol):
@@ -173,12 +200,12 @@ class Verifier:
 
     def __init__(self, task: Task):
         self.task = task
-        self._known: dict[tuple[int, str], Verdict] = {}
+        self._known: dict[tuple[int, str | Turns], Verdict] = {}
 
-    def __call__(self, problem: Problem, response: str) -> Verdict:
+    def __call__(self, problem: Problem, response: str | Turns) -> Verdict:
         return self.many([(problem, response)])[0]
 
-    def many(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
+    def many(self, items: list[tuple[Problem, str | Turns]]) -> list[Verdict]:
         """Verdicts on (problem, response) pairs, in order."""
         keys = [(problem.id, response) for problem, response in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}

@@ -22,6 +22,7 @@ from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding, put
 from ceiling.regimes.base import Material, Regime, Sample, noise_ids
 from ceiling.rollout.engine import generate
+from ceiling.rollout.episodes import converse, scene_of
 from ceiling.rollout.scoring import executed_tokens, score
 from ceiling.tasks.base import Outcome, Problem, Task, Verifier, check_errors
 from ceiling.tasks.rewards import Label
@@ -242,12 +243,18 @@ class Trainer:
         each = len(prompts) // len(material.problems)
         problems = [p for p in material.problems for _ in range(each)]  # of the prompts
         sampler = self._policy(spec.model).replace(stop_ids=stops)
-        out = generate(
-            sampler, prompts, n=spec.n, max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"],
-            seed=stream(self.seed, step, round_), problem_ids=noise_ids(problems), slots=self.cfg["slots"],
+        sampling = dict(n=spec.n, max_new_tokens=spec.max_tokens, temperature=self.cfg["temperature"], top_p=1.0,
+                        seed=stream(self.seed, step, round_), problem_ids=noise_ids(problems),
+                        slots=self.cfg["slots"])  # fmt: skip
+        scene = scene_of(self.task, problems) if spec.judged and spec.stop is None else None
+        if scene is not None:
+            out = converse(sampler, prompts, scene=scene, **sampling)
+            for name, amount in out.events.items():
+                self.ledger.count(name, amount)
+        else:
             # Prompts of their own per response are prefilled a slotful at a time: their caches are not shared.
-            chunk_requests=32_768 if each == 1 else max(self.cfg["slots"], spec.n),
-        )  # fmt: skip
+            shared = 32_768 if each == 1 else max(self.cfg["slots"], spec.n)
+            out = generate(sampler, prompts, chunk_requests=shared, **sampling)
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
             flops=accounts.sampling_flops(sampler.config, [len(p) for p in prompts], out.lengths),
@@ -257,14 +264,17 @@ class Trainer:
         pairs = [(i, j) for i in range(len(prompts)) for j in range(spec.n)]
         verdicts = [None] * len(pairs)
         if spec.judged:
-            responses = [(problems[i], tokenizer.decode(out.response(i, j))) for i, j in pairs]
+            responses = [(problems[i], out.text(i, j, tokenizer.decode)) for i, j in pairs]
             verdicts = self.verify.many(responses)
             self._count_verdicts([v.outcome for v in verdicts])
             self.ledger.charge("verify", spec.model, seconds=time.perf_counter() - start)
-        samples = [
-            Sample(prompts[i], out.response(i, j), out.logprobs[i, j, : out.lengths[i, j]], bool(out.stopped[i, j]), v)
-            for (i, j), v in zip(pairs, verdicts, strict=True)
-        ]  # fmt: skip
+
+        def sample(i, j, verdict):
+            own, logprobs = out.written(i, j), out.logprobs[i, j, : out.lengths[i, j]]
+            logprobs = logprobs if own is None else logprobs[own]
+            return Sample(prompts[i], out.response(i, j), logprobs, bool(out.stopped[i, j]), verdict, own)
+
+        samples = [sample(i, j, verdict) for (i, j), verdict in zip(pairs, verdicts, strict=True)]
         own = each * spec.n
         return [samples[i * own : (i + 1) * own] for i in range(len(material.problems))]
 
