@@ -139,8 +139,18 @@ def _cells(finished, workdir: pathlib.Path, failed: set[int]):
             count_P=right.sum(axis=1), correct_Pn=right, answer_Pn=answers,
             strategy_Pn=shared[local] if has_strategy else None, process_Pn=samples.matrix("process"),
             length_Pn=samples.lengths, response_Pn=samples.responses, distinct_2_P=_distinct_2(samples),
+            **_episodes(samples),
         )  # fmt: skip
     return cells, names, n
+
+
+def _episodes(samples: Samples) -> dict:
+    """What a cell has of episodes beside the rest."""
+    if "calls" not in samples.table.column_names:
+        return {}
+    call_PnC, document_PnC = samples.label_lists("calls"), samples.label_lists("documents")
+    _, trajectory = np.unique(call_PnC.reshape(-1, call_PnC.shape[2]), axis=0, return_inverse=True)
+    return {"call_PnC": call_PnC, "document_PnC": document_PnC, "trajectory_Pn": trajectory.reshape(call_PnC.shape[:2])}
 
 
 def _distinct_2(samples: Samples) -> np.ndarray:

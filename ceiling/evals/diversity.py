@@ -107,6 +107,21 @@ def distinct_at(count_PX, m: int):
     return out_P
 
 
+def distinct_of_sets(label_PnC, keep_Pn, m: int):
+    """Expected distinct labels among m samples that have several labels each (the calls of an episode), f64[P]; nan
+    where fewer than m are kept. Negative labels are none; a label that a sample has twice counts once in it."""
+    sorted_PnC, keep_Pn = np.sort(np.asarray(label_PnC), axis=2), np.asarray(keep_Pn, bool)
+    first_PnC = np.ones(sorted_PnC.shape, bool)
+    first_PnC[:, :, 1:] = sorted_PnC[:, :, 1:] != sorted_PnC[:, :, :-1]
+    problems, total_P = len(sorted_PnC), keep_Pn.sum(axis=1)
+    once = np.where(first_PnC & keep_Pn[:, :, None], sorted_PnC, -1).reshape(problems, -1)
+    count_PX, enough_P = row_counts(once), total_P >= m  # samples that have the label
+    out_P = np.full(problems, np.nan)
+    if enough_P.any():
+        out_P[enough_P] = pass_at_k(total_P[enough_P, None], count_PX[enough_P], m).sum(axis=1)
+    return out_P
+
+
 def distinct_within(label_Pn, length_Pn, budget_P):
     """Distinct labels among the first samples that together have at most budget_P tokens, f64[P]; nan where all of
     them have fewer. At equal n a model of long responses has spent more; here it shows fewer of them."""

@@ -20,7 +20,8 @@ DISTINCT_TOKENS = 512  # of a problem's samples, over which distinct-2 is taken
 class Cell:
     """Samples of one arm and training seed. Labels: -1 = none. process: 1 valid, 0 invalid, -1 not judged. response:
     equal for equal token sequences on one problem. distinct_2: different bigrams / bigrams among the first
-    DISTINCT_TOKENS tokens of a problem's samples, nan where they have fewer."""
+    DISTINCT_TOKENS tokens of a problem's samples, nan where they have fewer. Of episodes: call and document, the calls
+    of a sample and the documents that they reached, in order, then -1; trajectory: equal for equal calls in order."""
 
     count_P: np.ndarray
     strategy_Pn: np.ndarray | None = None
@@ -30,6 +31,9 @@ class Cell:
     length_Pn: np.ndarray | None = None
     response_Pn: np.ndarray | None = None
     distinct_2_P: np.ndarray | None = None
+    trajectory_Pn: np.ndarray | None = None
+    call_PnC: np.ndarray | None = None
+    document_PnC: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,8 @@ def _check_cell(where: str, cell: Cell, n: int, problems: int):
         raise ValueError(f"{where}: counts must lie in 0 .. n = {n}; evaluate every arm with the same n")
     for field in dataclasses.fields(cell)[1:]:
         value, shape = getattr(cell, field.name), (problems, n)[: 1 if field.name.endswith("_P") else 2]
-        if value is not None and np.shape(value) != shape:
+        own = np.shape(value)[:2] if field.name.endswith("_PnC") else np.shape(value)
+        if value is not None and own != shape:
             raise ValueError(f"{where}: {field.name} must have shape {shape}, got {np.shape(value)}")
     if cell.correct_Pn is not None and not np.array_equal(np.asarray(cell.correct_Pn).sum(axis=1), count_P):
         raise ValueError(f"{where}: correct_Pn does not add up to count_P; reload both from the same records")

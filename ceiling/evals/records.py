@@ -4,7 +4,8 @@ Counts are the truth: every figure and verdict is recomputed from these records.
 problem (index into the task's evaluation problems), problem_id, group, sample, tokens (response ids),
 logprob (sum over the response, nats, under the sampling distribution), stopped, outcome (Outcome),
 process (1 valid, 0 invalid, -1 not judged), answer, strategy (text, empty where there is none); of episodes
-also turns: lengths in tokens of what the agent and its tools wrote in turn, beginning with the agent's.
+also turns (lengths in tokens of what the agent and its tools wrote in turn, beginning with the agent's), calls and
+documents (texts: what it asked of its tools, and what they showed it).
 """
 
 import collections
@@ -66,6 +67,14 @@ class Samples:
     def tokens(self, problem: int, sample: int) -> np.ndarray:
         return self.table["tokens"][problem * self.n + sample].values.to_numpy()
 
+    def label_lists(self, column: str) -> np.ndarray:
+        """A column of text lists as label indices int32[problems, n, longest list], -1 after a list's end."""
+        lists = self.table[column].combine_chunks()
+        lengths, labels = lists.value_lengths().to_numpy(), lists.flatten().dictionary_encode().indices.to_numpy()
+        out = np.full((len(lists), max(1, int(lengths.max()))), -1, np.int32)
+        out[np.arange(out.shape[1]) < lengths[:, None]] = labels
+        return out.reshape(self.problems, self.n, -1)
+
     def own(self, problem: int, sample: int) -> np.ndarray:
         """bool, one per token of a response: whether the policy wrote it."""
         if "turns" not in self.table.column_names:
@@ -113,6 +122,9 @@ class Samples:
         return cls(table, json.loads(table.schema.metadata[b"ceiling"]))
 
 
+_LISTS = {"turns": pa.int32(), "calls": pa.string(), "documents": pa.string()}
+
+
 def turn_lengths(own: np.ndarray) -> list[int]:
     """Tokens of each turn of a response; `Samples.own` is the way back."""
     return [stop - start for start, stop in turn_spans(own)]
@@ -138,8 +150,8 @@ class Recorder:
         values = np.concatenate(self._tokens).astype(np.int32)
         arrays = {"tokens": pa.ListArray.from_arrays(offsets, pa.array(values))}
         for name, parts in self._columns.items():
-            if name == "turns":
-                arrays[name] = pa.array([v for part in parts for v in part], pa.list_(pa.int32()))
+            if name in _LISTS:
+                arrays[name] = pa.array([v for part in parts for v in part], pa.list_(_LISTS[name]))
             elif isinstance(parts[0], np.ndarray):
                 arrays[name] = pa.array(np.concatenate(parts))
             else:

@@ -6,6 +6,7 @@ Example:
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import time
@@ -90,11 +91,24 @@ def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk
             outcome=np.array([v.outcome for v in verdicts], np.int8),
             process=np.array([-1 if v.process is None else int(v.process) for v in verdicts], np.int8),
             answer=[v.answer or "" for v in verdicts], strategy=[v.strategy or "" for v in verdicts],
-            **({} if out.own is None else {"turns": [turn_lengths(out.written(i, j)) for j in range(n)]}),
+            **_episodes(task, out, i),
         )  # fmt: skip
     ledger.charge("evaluate", "policy", seconds=time.perf_counter() - began)
     own = {"problems": len(problems), "groups": [p.group for p in problems], "ledger": ledger.to_json()}
     return recorder.samples({**meta, **own})
+
+
+def _episodes(task: Task, out, i: int) -> dict:
+    """Columns that episodes have beside the others; equal ones are read once."""
+    if out.own is None:
+        return {}
+    traces = functools.cache(task.environment.trace)
+    read = [traces(out.text(i, j, task.tokenizer.decode)) for j in range(out.lengths.shape[1])]
+    return {
+        "turns": [turn_lengths(out.written(i, j)) for j in range(len(read))],
+        "calls": [[call for call, _ in trace] for trace in read],
+        "documents": [[document for _, shown in trace for document in shown] for trace in read],
+    }
 
 
 def _answers(verify: Verifier, problems) -> Answers:

@@ -36,6 +36,12 @@ METRICS = (
     "distinct_2",
     "process_valid_share",
     "mean_length",
+    "calls",
+    "trajectory_entropy",
+    "distinct_calls",
+    "distinct_calls_correct",
+    "distinct_documents",
+    "distinct_documents_correct",
 )
 TAUS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -174,7 +180,9 @@ def diversity_rows(evalset: EvalSet, base: str, *, m: int = 8, level: float = 0.
     as the arm that wrote least has on that problem and seed. distinct_correct, distinct_responses: expected
     number of strategies, and of different token sequences, among m correct samples (their answers are one).
     distinct_2: different bigrams / bigrams of the first DISTINCT_TOKENS tokens. process_valid_share: of the
-    correct samples whose process was judged. mean_length: tokens. A metric that is undefined on a problem in
+    correct samples whose process was judged. mean_length: tokens. Of episodes: calls: mean number;
+    trajectory_entropy: nats, of the calls in order; distinct_calls, distinct_documents: expected different ones among
+    m samples, and _correct: among m correct ones. A metric that is undefined on a problem in
     some seed (fewer than m correct samples, say) leaves that problem out; `<metric>_problems` says how many were
     left. An arm's own mean then rests on problems of its own, so compare arms by the delta, which uses only
     problems defined on both sides in every shared seed.
@@ -294,6 +302,13 @@ def _metrics(cell: Cell, m: int, budget_P) -> dict:
         out["process_valid_share"] = np.where(judged_P > 0, valid_P / np.maximum(judged_P, 1), np.nan)
     if cell.length_Pn is not None:
         out["mean_length"] = np.asarray(cell.length_Pn, np.float64).mean(axis=1)
+    if cell.call_PnC is not None:
+        out["calls"] = np.sum(cell.call_PnC >= 0, axis=2).mean(axis=1)
+        out["trajectory_entropy"] = diversity.label_entropy(diversity.row_counts(cell.trajectory_Pn))
+        for name, label_PnC in (("calls", cell.call_PnC), ("documents", cell.document_PnC)):
+            every_Pn, right_Pn = np.ones(label_PnC.shape[:2], bool), cell.correct_Pn
+            out[f"distinct_{name}"] = diversity.distinct_of_sets(label_PnC, every_Pn, m)
+            out[f"distinct_{name}_correct"] = diversity.distinct_of_sets(label_PnC, right_Pn, m)
     return out
 
 

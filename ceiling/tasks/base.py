@@ -150,6 +150,9 @@ class Environment(Protocol):
     def call(self, problem: Problem, turn: str) -> str:
         """Body of the observation that follows a call. turn: the agent's text since the last observation."""
 
+    def trace(self, turns: Turns) -> list[tuple[str, tuple[str, ...]]]:
+        """What an episode did: every call in one way of writing, and the documents that its observation showed."""
+
 
 class Critiqued(Task, Protocol):
     """What a task has beside `Task` if its responses can be critiqued (see critiques.py)."""

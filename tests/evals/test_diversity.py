@@ -12,6 +12,7 @@ from ceiling.evals.diversity import (
     distinct,
     distinct_at,
     distinct_n,
+    distinct_of_sets,
     distinct_within,
     label_counts,
     label_entropy,
@@ -203,3 +204,14 @@ def test_EN5_vendi_limits_and_refusals():
     for kernel, message in wrong:
         with pytest.raises(ValueError, match=message):
             vendi(kernel)
+
+
+def test_distinct_of_sets_is_the_mean_over_all_choices_of_samples():
+    rng = np.random.default_rng(5)
+    label_PnC, keep_Pn = rng.integers(-1, 4, (3, 6, 3)), np.array([[1] * 6, [1, 0, 1, 1, 0, 1], [1, 1] + [0] * 4], bool)
+    for m in (1, 2, 3):
+        found_P = distinct_of_sets(label_PnC, keep_Pn, m)
+        for p in range(3):
+            kept = [set(labels[labels >= 0]) for labels in label_PnC[p, keep_Pn[p]]]
+            shown = [len(set().union(*chosen)) for chosen in itertools.combinations(kept, m)]
+            assert np.isnan(found_P[p]) if not shown else np.isclose(found_P[p], np.mean(shown))

@@ -107,3 +107,16 @@ def test_text_columns_keep_empty_and_odd_labels_apart(tmp_path, labels):
     samples.save(path)
     index, names = Samples.load(path).labels("strategy")
     assert [["" if i < 0 else names[i] for i in row] for row in index] == strategies
+
+
+def test_lists_of_texts_come_back_as_labels_in_order(tmp_path):
+    recorder = Recorder()
+    lists = [[["a", "b"], [], ["b", "b", "c"]], [["c"], ["a"], []]]
+    for own in lists:
+        recorder.add([np.arange(2)] * 3, calls=own, turns=[[2]] * 3, sample=np.arange(3))
+    recorder.samples({"problems": 2, "n": 3, "groups": ["A", "A"]}).save(tmp_path / "records.parquet")
+    samples = Samples.load(tmp_path / "records.parquet")
+    label_PnC, flat = samples.label_lists("calls"), sum(sum(lists, []), [])
+    names = list(dict.fromkeys(flat))
+    found = [[[names[x] for x in labels if x >= 0] for labels in row] for row in label_PnC]
+    assert found == lists and label_PnC.shape == (2, 3, 3)
