@@ -97,3 +97,31 @@ def decode(params, config: ModelConfig, cache: Cache, token_B, position_B, place
     x_B1D = embed(params, config, token_B[:, None])
     x_B1D, cache = run_blocks(params, config, x_B1D, position_B[:, None], attend, cache)
     return unembed(params, config, x_B1D[:, 0]), cache
+
+
+def extend(params, config: ModelConfig, cache: Cache, tokens_ET, start_E, rows_E=None):
+    """Append T tokens to E rows of a cache without a ring, in which a token's place is its position; return
+    (activations [E, T, D], cache).
+
+    start_E: tokens that each row holds; rows_E: which rows these are, all of them if None, past the end for none.
+    What lies behind a row's tokens is never attended to, so tokens may be padded, and a row that takes no part given
+    anything: the next tokens overwrite it. Places past the capacity are not written."""
+    B, S = jax.tree.leaves(cache)[0].shape[-4::2]
+    every, rows_E = rows_E is None, jnp.arange(B) if rows_E is None else rows_E
+    place_ET = start_E[:, None] + jnp.arange(tokens_ET.shape[1])
+    distance_ETS = place_ET[:, :, None] - jnp.arange(S)
+
+    def put(store, layer, new_ETKH):
+        rows_E1 = rows_E[:, None]
+        if isinstance(store, tuple):
+            written = store[layer].at[rows_E1, :, place_ET].set(new_ETKH, mode="drop")
+            return (*store[:layer], written, *store[layer + 1 :])
+        return store.at[layer, rows_E1, :, place_ET].set(new_ETKH, mode="drop")
+
+    def attend(layer, local, q, k, v, cache):
+        cache = Cache(put(cache.k, layer, k), put(cache.v, layer, v))
+        keys_EKSH, values_EKSH = (x if every else x.at[rows_E].get(mode="clip") for x in cache.layer(layer))
+        mask_ETS = within_window(config, local, distance_ETS >= 0, distance_ETS)
+        return dense_attention(q, keys_EKSH, values_EKSH, mask_ETS), cache
+
+    return run_blocks(params, config, embed(params, config, tokens_ET), place_ET, attend, cache)
