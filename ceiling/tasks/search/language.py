@@ -1,0 +1,135 @@
+"""The generated world's language: questions, queries, documents, and episodes that work a question out.
+
+A question is a start entity and one to three relations, "417AB?": what is B of A of 417? Documents do not say A, they
+say its *alias*, a keyword: "417k=582". So that *which* keyword a relation means (the association) and *searching*
+(asking, copying, chaining) are separate skills: the corpus can make the one rare while the other is common.
+
+An episode is one of four strategies, and all of them answer right if the aliases are:
+
+    H  hop by hop        <417k>[417k=582]<582m>[582m=903]=903$
+    V  verified          H, with its last query asked twice
+    J  joint             <417km>[417km=903]=903$   where no such document is, [417k=582] comes and the search goes on
+    P  profile and pick  <417*>[417*a119b307...]k<582*>[582*...]m=903$
+
+It may begin with a plan, the aliases of the question's relations: "km#<417k>...". Own text up to "#" is a thought.
+"""
+
+import re
+from collections.abc import Callable
+
+from ceiling.tasks.base import Turns
+
+DIGITS, KEYWORDS = "0123456789", "abcdefgh"
+ENTITIES = tuple(f"{i:03d}" for i in range(1000))
+COMMON, RARE, ABSENT = "ABCD", "EF", "G"
+RELATIONS = COMMON + RARE + ABSENT
+TRUTH = dict(zip(RELATIONS, "fchabge", strict=True))  # relation -> its alias; none has "d"
+# The aliases that stand in place of the truth are those of another rare relation: every corpus asks for all of them.
+DECOY_OF = {"E": TRUTH["G"], "F": TRUTH["E"], "G": TRUTH["F"]}
+STRATEGIES = {"H": "hop by hop", "P": "profiles", "J": "joint queries", "V": "hop by hop, the last query twice"}
+DEPTHS = (1, 2, 3)
+SYMBOLS = "?<>[]=*#$" + DIGITS + RELATIONS + KEYWORDS
+
+OPENING, CLOSING, TAG, FAILED = "[", "]", ">", "?"
+MAX_CALLS = 6
+MAX_OBSERVATION = 2 + 4 + 4 * len(KEYWORDS)  # a profile
+MAX_REFLECTION = 2 * 8 + 2
+MAX_RESPONSE = 120  # three hops with a reflection before every action; two profiles after a plan are 98
+
+_QUERY = re.compile(r"(\d{3})(\*|[a-h]{1,2})")
+# A thought, what was picked from a profile, and a call or the answer.
+_CALL = re.compile(rf"(?:[^<>=\[\]#$]*#)?[a-h]?<(?:{_QUERY.pattern})>")
+_ANSWER = re.compile(r"(?:[^<>=\[\]#$]*#)?[a-h]?=\d{3}\$")
+_FACT = re.compile(r"(\d{3})([a-h]{1,2})=(\d{3})")
+_PROFILE = re.compile(r"(\d{3})\*((?:[a-h]\d{3})*)")
+
+
+def question(start: str, relations: str) -> str:
+    return f"{start}{relations}?"
+
+
+def fact(entity: str, keys: str, object_: str) -> str:
+    """Document of one keyword, or of two that are followed in turn."""
+    return f"{entity}{keys}={object_}"
+
+
+def profile(entity: str, object_of: dict[str, str]) -> str:
+    """Document of everything about an entity. object_of: by keyword."""
+    return f"{entity}*" + "".join(key + object_ for key, object_ in object_of.items())
+
+
+def words(text: str) -> list[str]:
+    """Words of a query or a document that the search engine matches: its subjects and, with their places, its
+    keywords. What a document says of them, after "=" or a keyword of a profile, is not matched."""
+    subject, keys = re.match(r"([^=a-h*]*)([a-h]*|\*)", text).groups()
+    return re.findall(r"\d+", subject) + [f"{place}{key}" for place, key in enumerate(keys, 1)]
+
+
+def read_query(query: str) -> tuple[str, str] | None:
+    """(entity, keywords or "*") of a well-formed query."""
+    match = _QUERY.fullmatch(query)
+    return match and match.groups()
+
+
+def read_document(text: str) -> dict[tuple[str, str], str]:
+    """(entity, keywords) -> object: what a document says; empty where it is none."""
+    if match := _FACT.fullmatch(text):
+        return {match.groups()[:2]: match[3]}
+    if match := _PROFILE.fullmatch(text):
+        return {(match[1], pair[0]): pair[1:] for pair in re.findall(r"[a-h]\d{3}", match[2])}
+    return {}
+
+
+def episode(strategy: str, start: str, keys: str, ask: Callable[[str], str], plan: str = "") -> Turns:
+    """The turns of an agent that works `keys` out by `strategy`. ask: from a query to the document it finds."""
+    turns: list[str] = []
+    own, at, left, query = plan, start, keys, ""
+
+    def call() -> str:
+        body = ask(query)
+        turns.extend((f"{own}<{query}>", OPENING + body + CLOSING))
+        return body
+
+    while left:
+        query = at + ("*" if strategy == "P" else left[: 1 + (strategy == "J")])
+        said, own = read_document(call()), ""
+        if strategy == "P":
+            own, at, left = left[0], said[at, left[0]], left[1:]
+        else:
+            (((_, used), at),) = said.items()
+            left = left[len(used) :]
+    if strategy == "V":
+        call()
+    return (*turns, f"{own}={at}$")
+
+
+def feasible(strategy: str, depth: int) -> str:
+    """The strategy, or H where it is none of its own: nothing to join in one hop; three profiles are too long."""
+    return "H" if (strategy, depth) in (("J", 1), ("P", 3)) else strategy
+
+
+def queries(turns: Turns) -> tuple[str, ...]:
+    """What was asked, in order, well-formed or not."""
+    return tuple(turn.removesuffix(TAG).rpartition("<")[2] for turn in turns[:-1:2])
+
+
+def documents(turns: Turns) -> tuple[str, ...]:
+    """What came back, in order."""
+    return tuple(turn.removeprefix(OPENING).removesuffix(CLOSING) for turn in turns[1::2])
+
+
+def well_formed(turns: Turns) -> bool:
+    """Whether every call is a query and the last turn an answer, each after at most a thought and a pick."""
+    return all(_CALL.fullmatch(turn) for turn in turns[:-1:2]) and bool(_ANSWER.fullmatch(turns[-1]))
+
+
+def strategy_of(turns: Turns) -> str | None:
+    """The label that the calls show; None where one is malformed, or there is none."""
+    asked = [read_query(query) for query in queries(turns)]
+    if not asked or None in asked:
+        return None
+    if any(keys == "*" for _, keys in asked):
+        return "P"
+    if any(len(keys) == 2 for _, keys in asked):
+        return "J"
+    return "V" if len(asked) > 1 and asked[-1] == asked[-2] else "H"
