@@ -52,12 +52,14 @@ class Scale:
 class Evidence:
     """What one experiment left: its tables (results.json) and its samples.
 
-    evalset: counts and labels of every arm and seed over the same problems; k: the scale's budget of pass@k; among:
-    the seeds that all experiments of the claim have (None: it has one), so that effects across them pair up."""
+    evalset: counts and labels of every arm and seed over the same problems; k: the scale's budget of pass@k; problems:
+    these problems themselves (tasks.base.Problem), in the evalset's order; among: the seeds that all experiments of the
+    claim have (None: it has one), so that effects across them pair up."""
 
     tables: Mapping
     evalset: object
     k: int
+    problems: tuple = ()
     among: frozenset[int] | None = None
 
     @property
@@ -130,8 +132,10 @@ class Finding:
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """finding: one sentence from the literature; sources: arXiv ids; experiments(scale) -> {name: configuration};
-    figures: names of pages.FIGURES to draw, with their arguments; refuted_by: what would have spoken against it;
-    tried: what else was tried when it did not come out."""
+    groups: those that the table of arms is over; refuted_by: what would have spoken against it; tried: what else was
+    tried when it did not come out. measured(evidence by experiment) -> points of a quantity as a function of another
+    one, for a panel and a table of the page: {axis, series, x, y, lo, hi, experiment, group}, one panel per axis, one
+    curve per series; no verdict rests on them."""
 
     id: str
     title: str
@@ -142,6 +146,7 @@ class Claim:
     refuted_by: str
     groups: str
     tried: str = ""
+    measured: Callable[[Mapping[str, Evidence]], list[dict]] | None = None
 
 
 def paired(evidence: Mapping[str, Evidence]) -> dict[str, Evidence]:

@@ -1,4 +1,5 @@
-"""A claim's figure: its effects against their margins, and where its arms lie between pass@1 and pass@k."""
+"""A claim's figure: its effects against their margins, where its arms lie between pass@1 and pass@k, and what it
+measured as a function of the prior, if it did."""
 
 import io
 
@@ -8,17 +9,23 @@ from matplotlib.figure import Figure
 
 INK, MUTED = "#333333", "#888888"
 COLOURS = {"supported": "#00805f", "contradicted": "#d1500a"}
+SERIES = ("#333333", "#3b6fd4", "#00805f", "#d1500a")
 
 
 def draw(content: dict) -> str:
     """The figure of a claim.json as the text of an SVG file; equal content gives equal bytes."""
-    tests, arms = content["tests"], content["arms"]
-    height = max(2.6, 0.42 * max(len(tests), len(arms) * 0.55) + 1.2)
-    figure = Figure(figsize=(10, height), layout="constrained")
+    tests, arms, points = content["tests"], content["arms"], content.get("measured") or []
+    height, below = max(2.6, 0.42 * max(len(tests), len(arms) * 0.55) + 1.2), 3.2 if points else 0.0
+    figure = Figure(figsize=(10, height + below), layout="constrained")
     FigureCanvasSVG(figure)
-    effects, plane = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    top, *bottom = figure.subfigures(2, 1, height_ratios=(height, below)) if points else [figure]
+    effects, plane = top.subplots(1, 2, width_ratios=(1.15, 1))
     _effects(effects, tests)
     _plane(plane, arms, content["groups"])
+    if points:
+        names = list(dict.fromkeys(point["axis"] for point in points))
+        for axes, axis in zip(bottom[0].subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            _measured(axes, axis, [point for point in points if point["axis"] == axis])
     figure.suptitle(f"{content['id']}. {content['title']}: {content['verdict']}", color=INK, fontsize=12)
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": content["id"]}):
@@ -57,6 +64,28 @@ def _plane(axes, arms: list[dict], groups: str) -> None:
     axes.set_xlabel(f"pass@1 on {groups}", fontsize=9, color=INK)
     axes.set_ylabel(f"pass@{arms[0]['k']}", fontsize=9, color=INK)
     axes.legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=1)
+    _quiet(axes)
+
+
+def _measured(axes, axis: str, points: list[dict]) -> None:
+    """One curve per series through its means at each x; zero has its place at the left edge of the logarithmic axis."""
+    smallest = min((point["x"] for point in points if point["x"] > 0), default=1.0)
+    series = list(dict.fromkeys(point["series"] for point in points))
+    for number, name in enumerate(series):
+        colour, marker = SERIES[number % len(SERIES)], "so^D"[number % 4]
+        mine = sorted((point for point in points if point["series"] == name), key=lambda point: point["x"])
+        at = {x: [p["y"] for p in mine if p["x"] == x] for x in dict.fromkeys(point["x"] for point in mine)}
+        axes.plot(list(at), [sum(ys) / len(ys) for ys in at.values()], color=colour, linewidth=1, label=name)
+        for point in mine:
+            mean = point["y"]
+            lo, hi = (mean if limit is None else limit for limit in (point["lo"], point["hi"]))
+            axes.plot([point["x"]] * 2, [lo, hi], color=colour, linewidth=0.8, alpha=0.6)
+            axes.plot(point["x"], mean, marker, color=colour, markersize=4)
+    axes.set_xscale("symlog", linthresh=smallest)
+    axes.set_xlim(left=-0.05 * smallest)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel(f"{axis} in the prior's corpus", fontsize=9, color=INK)
+    axes.legend(fontsize=7, frameon=False)
     _quiet(axes)
 
 

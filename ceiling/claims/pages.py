@@ -61,6 +61,12 @@ def page(c: dict) -> str:
         f"| experiment | arm | reads | pass@1 (change) | pass@{k} (change) | student FLOP | teacher FLOP | seconds |",
         "|---|---|---|---|---|---|---|---|", *arms, "",
     ]  # fmt: skip
+    if points := c.get("measured"):
+        lines += ["## Measured against the prior", "", "Means over seeds and problems with 95 % intervals; no verdict "
+                  "rests on them.", "", "| | in the corpus | experiment | group | series | mean |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"| {p['axis']} | {p['x']:g} | {p['experiment']} | {p['group']} | {p['series']} | {_mean(p)} |"
+                  for p in points] + [""]  # fmt: skip
     if c["tried"]:
         lines += ["## What was tried", "", c["tried"], ""]
     return "\n".join(lines)
@@ -77,6 +83,11 @@ def effect(test: dict) -> str:
 def _signed(interval) -> str:
     mean, lo, hi = interval
     return f"{mean:+.3f}" if lo is None or hi is None or lo != lo else f"{mean:+.3f} [{lo:+.3f}, {hi:+.3f}]"
+
+
+def _mean(point: dict) -> str:
+    mean, lo, hi = point["y"], point["lo"], point["hi"]
+    return f"{mean:.3f}" if lo is None or hi is None else f"{mean:.3f} [{lo:.3f}, {hi:.3f}]"
 
 
 def _why(test: dict) -> str:

@@ -38,7 +38,7 @@ def run(claim: base.Claim, scale: base.Scale, workdir, scale_name: str = "") -> 
             {**dataclasses.asdict(finding), "statement": test.statement, "unit": test.unit}
             for test, finding in zip(claim.tests, findings, strict=True)
         ],
-        "arms": arms,
+        "arms": arms, "measured": claim.measured(evidence) if claim.measured else [],
     }  # fmt: skip
     (workdir / claim.id / "claim.json").write_text(json.dumps(_finite(content), indent=1))
     return content
@@ -55,10 +55,11 @@ def _evidence(config, workdir: pathlib.Path, home: pathlib.Path) -> base.Evidenc
     config = schema.validate(config)
     stages = experiment.plan(config)
     finished = [stage for stage in stages if stage.directory(home).exists()]
-    evalset = results.evalset(config, schema.load_task(config), finished, home)
+    task = schema.load_task(config)
+    evalset = results.evalset(config, task, finished, home)
     if evalset is None:
         raise RuntimeError(f"{home}: no prior passed its gate, so there is nothing to judge; see {home}/results.json")
-    return base.Evidence(result.tables, evalset, config["eval"]["verdict_k"])
+    return base.Evidence(result.tables, evalset, config["eval"]["verdict_k"], tuple(task.evaluation()))
 
 
 def _arms(evidence: base.Evidence, groups: str) -> list[dict]:

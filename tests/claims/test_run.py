@@ -9,10 +9,11 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from ceiling.claims import base, lab, pages
+from ceiling.claims import base, c8_counter, lab, pages
 from ceiling.claims import run as runner
 from ceiling.evals.evalset import Cell, EvalSet
 from ceiling.evals.records import Samples
+from ceiling.tasks.base import Problem
 
 TINY = dataclasses.replace(lab.SCALES["tiny"], seeds=(1, 2))
 
@@ -81,6 +82,37 @@ def test_pages_show_tests_arms_and_what_would_have_refuted(finished, tmp_path):
     once = (tmp_path / "claims/C0.svg").read_bytes()
     pages.write([clear], tmp_path)
     assert (tmp_path / "claims/C0.svg").read_bytes() == once
+
+
+def of_prior(rho: float, at_base: int, at_grpo: int) -> base.Evidence:
+    """Two seeds, problems of C (depth 2), U and X (depth 4), all with the same counts per arm."""
+    problems = tuple(Problem(i, group, "", "", meta=("abcd"[:depth], "0000"))
+                     for i, (group, depth) in enumerate([("C", 2), ("U", 1), ("X", 4)]))  # fmt: skip
+    cells = {(arm, s): Cell(np.full(3, count)) for arm, count in (("base", at_base), ("grpo", at_grpo)) for s in (1, 2)}
+    config = {"task": {"rho": {"V": 0.1, "U": rho}, "depths": {"2": 3.0, "4": 1.0}}, "train": {"mix": {"C": 1, "U": 1}}}
+    return base.Evidence({"meta": {"config": config}}, EvalSet(4, ["C", "U", "X"], cells), 2, problems)
+
+
+def test_the_height_is_measured_against_what_the_corpus_held(finished, tmp_path):
+    """pass@2 of 1 of 4 is 1 - C(3,2) / C(4,2) = 1/2. V is not trained on, so it has no point; depth 4 is a quarter."""
+    both = {"main": of_prior(0.01, 1, 2), "dense": of_prior(0.05, 3, 4)}
+    points = c8_counter.measured(both)
+    found = {(p["experiment"], p["group"], p["series"]): (p["x"], p["y"]) for p in points}
+    assert len(found) == len(points) == 2 * 4 * 3
+    assert {group for _, group, _ in found} == {"C", "U", "depth 2", "depth 4"}
+    assert found["main", "U", "base pass@k"] == (0.01, pytest.approx(1 / 2))
+    assert found["main", "U", "GRPO pass@1"] == (0.01, pytest.approx(1 / 2))
+    assert found["main", "C", "GRPO pass@k"] == (1.0, pytest.approx(5 / 6))
+    assert found["dense", "U", "GRPO pass@1"] == (0.05, 1.0)
+    assert found["dense", "depth 4", "base pass@k"] == (0.25, 1.0)
+    effects = {test.name: test.effect for test in c8_counter.CLAIM.tests}
+    np.testing.assert_allclose(effects["height follows coverage"](both), [[1 / 2]] * 2)
+    np.testing.assert_allclose(effects["so does the base's reach"](both), [[1 / 2]] * 2)
+    pages.write([{**finished[1], "measured": points}], tmp_path)
+    page = (tmp_path / "claims/C0.md").read_text()
+    assert "| share of the depth | 0.25 | dense | depth 4 | base pass@k | 1.000" in page
+    shown = "".join(ElementTree.parse(tmp_path / "claims/C0.svg").getroot().itertext())
+    assert "share of true associations in the prior" in shown and "GRPO pass@1" in shown
 
 
 def test_evidence_is_recounted_from_the_records():
