@@ -4,6 +4,7 @@ import numpy as np
 
 from ceiling.claims.base import Claim, Test, Undefined
 from ceiling.claims.lab import REACHED, TRAINED, distill, experiment, grpo, sft, unchanged
+from ceiling.evals.recovery import recovery
 
 STEERED = dict(steering=True, lr=3e-2)
 
@@ -37,13 +38,15 @@ def half_of_grpo(arm, groups="C"):
 
 def recovery_gap(e):
     """Per seed: the share of an RL target's gain that vectors recover, minus that of a distilled target's."""
-    def mean(arm):
-        return e["main"].gain(arm, "base", 1, TRAINED).mean(axis=1)
+    def recovered(vectors, target):
+        three = (e["main"].passk(arm, 1, TRAINED) for arm in ("base", vectors, target))
+        by_seed = [recovery(*(at_1_P[None] for at_1_P in at_1)) for at_1 in zip(*three, strict=True)]
+        for seed, found in zip(e["main"].seeds, by_seed, strict=True):
+            if found.value is None or found.gain < 0:
+                raise Undefined(f"{target} has no gain over the base in seed {seed}: there is nothing to recover")
+        return np.array([found.value for found in by_seed])
 
-    of_rl, of_teacher = mean("grpo"), mean("distill")
-    if min(of_rl.min(), of_teacher.min()) <= 0.02:
-        raise Undefined("a target gained less than 0.02 in some seed: there is nothing to recover")
-    return mean("steer_of_grpo") / of_rl - mean("steer_of_teacher") / of_teacher
+    return recovered("steer_of_grpo", "grpo") - recovered("steer_of_teacher", "distill")
 
 
 CLAIM = Claim(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ceiling.claims import base
+from ceiling.claims import c3_elicitation as c3
 from ceiling.config import ConfigError
 from ceiling.evals.evalset import Cell, EvalSet
 
@@ -110,3 +111,21 @@ def test_experiments_are_paired_on_the_seeds_that_all_of_them_have():
     across = base.Test("", "", lambda e: e["main"].passk("arm", 1, "C") - e["other"].passk("arm", 1, "C"))
     assert base.judge(across, both, 1).seeds == 4
     np.testing.assert_array_equal(both["main"].passk("arm", 1, "C"), first.passk("arm", 1, "C")[[0, 2, 3, 4]])
+
+
+def test_recovery_is_told_of_two_targets_seed_by_seed():
+    """Vectors give 3/4 of what reward training gained and 1/4 of what distillation did: a difference of 1/2 per seed.
+    A target that gained nothing in one seed leaves nothing to recover."""
+    problems, effect = 12, {test.name: test.effect for test in c3.CLAIM.tests}["RL against distilled targets"]
+
+    def told(grpo):
+        at = {"base": [4] * 4, "grpo": grpo, "distill": [12, 20, 28, 12], "steer_of_grpo": [10, 16, 10, 16],
+              "steer_of_teacher": [6, 8, 10, 6]}  # fmt: skip
+        cells = {(arm, s): Cell(np.full(problems, count)) for arm, by in at.items() for s, count in enumerate(by)}
+        return effect({"main": base.Evidence({}, EvalSet(N, ["C"] * problems, cells), 16)})
+
+    np.testing.assert_allclose(told([12, 20, 12, 20]), [1 / 2] * 4)
+    with pytest.raises(base.Undefined, match="grpo has no gain over the base in seed 2"):
+        told([12, 20, 4, 20])
+    with pytest.raises(base.Undefined, match="seed 1"):
+        told([12, 2, 12, 20])
