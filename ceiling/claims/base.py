@@ -4,10 +4,12 @@ A claim is one file `ceiling/claims/<id>_<name>.py` that exports `CLAIM`. Its ex
 its tests are functions of their records. The rule, the same for every claim and fixed here:
 
 1. A test states an effect per training seed (and problem) that the finding predicts to lie above `margin`. Its interval
-   is `stats.crossed_interval` over seeds and problems, both random.
-   A problem on which an effect is undefined in some seed is left out.
-2. supported: the interval lies above the margin, and still does without any one of the seeds. contradicted: it lies
-   below the margin, likewise. Everything else, and fewer than MIN_SEEDS seeds: not resolved at this scale.
+   is `stats.crossed_interval` over seeds and problems, both random. A problem on which an effect is undefined in some
+   seed is left out. A rate test (`Rate`) is about calls that are made over all seeds at once, such as the verdicts on
+   null arms; it has no effect per seed, and its interval is Clopper and Pearson's over its cases.
+2. supported: the interval lies above the margin, and still does without any one of the seeds (a rate test makes its
+   calls anew from the others). contradicted: it lies below the margin, likewise. Everything else, and fewer than
+   MIN_SEEDS seeds: not resolved at this scale.
 3. A claim is supported if every test is (an intersection of tests needs no correction for their number), contradicted
    if any test is at level 1 - 0.05 / tests, and otherwise not resolved.
 
@@ -26,7 +28,7 @@ import ceiling.claims
 from ceiling.config import ConfigError
 from ceiling.evals import diversity
 from ceiling.evals.passk import pass_at_k
-from ceiling.evals.stats import Interval, crossed_interval
+from ceiling.evals.stats import Interval, clopper_pearson, crossed_interval
 
 SUPPORTED, CONTRADICTED, UNRESOLVED = "supported", "contradicted", "not resolved at this scale"
 MIN_SEEDS = 4  # three are left when each is taken out in turn
@@ -114,6 +116,54 @@ class Test:
     margin: float = 0.0
     unit: str = "pass@k"
 
+    def intervals(self, evidence: Mapping[str, Evidence]) -> Callable[[float, int | None], Interval]:
+        """(level, a seed to leave out or None) -> interval of the effect. Raises Undefined."""
+        effect_SP = np.asarray(self.effect(evidence), np.float64)
+        effect_SP = effect_SP[:, None] if effect_SP.ndim == 1 else effect_SP
+        effect_SP = effect_SP[:, np.isfinite(effect_SP).all(axis=0)]  # problems on which it is defined in every seed
+        if not effect_SP.size:
+            raise Undefined("it is defined on no problem in every seed")
+        seeds = _seeds(evidence)
+
+        def interval(level: float, without: int | None) -> Interval:
+            kept_SP = effect_SP if without is None else np.delete(effect_SP, seeds.index(without), axis=0)
+            return crossed_interval(kept_SP, level)
+
+        return interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """cases(evidence by experiment) -> bool[U], each what a rule over all seeds said of one case; the rate of True is
+    predicted to lie below `limit`, so the effect is limit - rate.
+
+    The interval is Clopper and Pearson's for U cases that are independent given the trained models and the draw they
+    are held against: it says how well the rate for these is known. Of other training seeds it says nothing; for them
+    the calls are made again without each one, and the verdict must stand. Treating a repeated or jackknifed total as
+    one value per seed would give an interval of a width that the cases do not have (zero, where none was called)."""
+
+    name: str
+    statement: str
+    cases: Callable[[Mapping[str, Evidence]], np.ndarray]
+    limit: float
+    margin: float = 0.0
+    unit: str = "limit - rate"
+
+    def intervals(self, evidence: Mapping[str, Evidence]) -> Callable[[float, int | None], Interval]:
+        """(level, a seed to leave out or None) -> interval of limit - rate. Raises Undefined."""
+
+        def interval(level: float, without: int | None) -> Interval:
+            seeds = frozenset(_seeds(evidence)) - {without}
+            kept = {name: dataclasses.replace(e, among=seeds) for name, e in evidence.items()}
+            said_U = np.asarray(self.cases(kept), bool)
+            if not said_U.size:
+                raise Undefined("there is no case to count")
+            lo, hi = clopper_pearson(int(said_U.sum()), said_U.size, level)
+            rate = float(said_U.mean())
+            return Interval(self.limit - rate, self.limit - hi, self.limit - lo, math.nan, math.nan, over_seeds=False)
+
+        return interval
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -142,7 +192,7 @@ class Claim:
     finding: str
     sources: tuple[str, ...]
     experiments: Callable[[Scale], dict]
-    tests: tuple[Test, ...]
+    tests: tuple[Test | Rate, ...]
     refuted_by: str
     groups: str
     tried: str = ""
@@ -159,33 +209,32 @@ class Undefined(ValueError):
     """An effect that these records cannot show; the message says why."""
 
 
-def judge(test: Test, evidence: Mapping[str, Evidence], tests: int) -> Finding:
+def judge(test: Test | Rate, evidence: Mapping[str, Evidence], tests: int) -> Finding:
     """The verdict of one test of a claim that has so many; the rule is in the module's documentation."""
-    seeds = next(iter(evidence.values())).seeds
+    seeds = _seeds(evidence)
 
     def unresolved(reason: str, interval: Interval | None = None, fragile: tuple[int, ...] = ()) -> Finding:
         return Finding(test.name, UNRESOLVED, interval, test.margin, len(seeds), fragile, reason)
 
     try:
-        effect_SP = np.asarray(test.effect(evidence), np.float64)
+        interval_of = test.intervals(evidence)
+        interval = interval_of(LEVEL, None)
     except Undefined as why:
         return unresolved(str(why))
-    effect_SP = effect_SP[:, None] if effect_SP.ndim == 1 else effect_SP
-    effect_SP = effect_SP[:, np.isfinite(effect_SP).all(axis=0)]  # problems on which it is defined in every seed
-    if not effect_SP.size:
-        return unresolved("it is defined on no problem in every seed")
-    interval = crossed_interval(effect_SP, LEVEL)
-    if len(effect_SP) < MIN_SEEDS:
-        return unresolved(f"{len(effect_SP)} training seeds, a verdict needs {MIN_SEEDS}", interval)
+    if len(seeds) < MIN_SEEDS:
+        return unresolved(f"{len(seeds)} training seeds, a verdict needs {MIN_SEEDS}", interval)
     side = _side(interval, test.margin)
     if side == UNRESOLVED:
         return unresolved("the interval has the margin in it", interval)
-    without = [_side(crossed_interval(np.delete(effect_SP, s, axis=0), LEVEL), test.margin)
-               for s in range(len(effect_SP))]  # fmt: skip
+    without = [_side(interval_of(LEVEL, seed), test.margin) for seed in seeds]
     if fragile := tuple(seed for seed, other in zip(seeds, without, strict=True) if other != side):
         return unresolved(f"{side} with all seeds, but not without seed {fragile[0]}", interval, fragile)
-    strict = _side(crossed_interval(effect_SP, 1 - (1 - LEVEL) / tests), test.margin)
+    strict = _side(interval_of(1 - (1 - LEVEL) / tests, None), test.margin)
     return Finding(test.name, side, interval, test.margin, len(seeds), refuted=strict == CONTRADICTED)
+
+
+def _seeds(evidence: Mapping[str, Evidence]) -> list[int]:
+    return next(iter(evidence.values())).seeds
 
 
 def _side(interval: Interval, margin: float) -> str:

@@ -31,7 +31,8 @@ def table(contents: list[dict]) -> str:
         "interval is over training seeds and problems, both random. *Supported*: the interval lies above the margin, "
         "and still does without any one seed; *contradicted*: below it, likewise; else *not resolved at this scale*. "
         "A claim is supported if all of its tests are, and contradicted if one is at the level corrected for their "
-        "number. C0 applies the same rules to arms that are the base, drawn again.", "",
+        "number. C0 applies the same rules to arms that are the base, drawn again; a rate of calls that pool the seeds "
+        "has the exact interval of its cases, and the calls are made anew without each seed.", "",
         "These are verdicts about the lab, a small transformer on a generated prior. They say what the finding does "
         "there, at this size and budget, and no more.", "",
         "| | finding | verdict | tests: effect [95 % interval] against its margin |", "|---|---|---|---|", *rows, "",

@@ -1,11 +1,13 @@
 """The rule that turns effects into verdicts: what it says of clear, of doubtful and of equal arms."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
-from ceiling.claims import base
+from ceiling.claims import base, lab
+from ceiling.claims import c0_null as c0
 from ceiling.claims import c3_elicitation as c3
 from ceiling.config import ConfigError
 from ceiling.evals.evalset import Cell, EvalSet
@@ -129,3 +131,46 @@ def test_recovery_is_told_of_two_targets_seed_by_seed():
         told([12, 20, 4, 20])
     with pytest.raises(base.Undefined, match="seed 1"):
         told([12, 2, 12, 20])
+
+
+@pytest.mark.parametrize("calls, verdict", [(0, base.SUPPORTED), (3, base.UNRESOLVED), (20, base.CONTRADICTED)])
+def test_a_rate_has_the_exact_interval_of_its_cases(calls, verdict):
+    """160 cases: none called leaves a rate of at most 1 - 0.025^(1/160) = 0.023, below 0.05; three leave 0.054."""
+    test = base.Rate("", "", lambda e: np.arange(160) < calls, limit=0.05)
+    finding = base.judge(test, evidence({"base": 0.5}), 1)
+    assert finding.verdict == verdict and finding.interval.mean == pytest.approx(0.05 - calls / 160)
+    worst = 0.05 - finding.interval.lo  # the rate at which so few calls have a chance of 2.5 %
+    chance = sum(math.comb(160, i) * worst**i * (1 - worst) ** (160 - i) for i in range(calls + 1))
+    assert chance == pytest.approx(0.025)
+
+
+def test_a_rate_is_called_anew_without_each_seed():
+    seen = []
+
+    def cases(e):
+        seen.append(tuple(e["main"].seeds))
+        return np.full(160, 3 not in e["main"].seeds)  # seed 3 alone keeps the rule from calling everything expanded
+
+    finding = base.judge(base.Rate("", "", cases, limit=0.05), evidence({"base": 0.5}), 1)
+    assert seen == [(0, 1, 2, 3, 4)] + [tuple(s for s in range(SEEDS) if s != out) for out in range(SEEDS)]
+    assert finding.verdict == base.UNRESOLVED and finding.fragile == (3,)
+
+
+def test_PK10_null_draws_are_called_by_the_rule_of_the_verdicts():
+    """Counts of one rate under every name: (next to) no cell is called. Half of the null draws made better on C: these
+    ten cells are called, and they alone."""
+    groups = [g for g in [*lab.TRAINED.split(), "X"] for _ in range(PROBLEMS)]
+    rng = np.random.default_rng(0)
+    cells = {(arm, s): Cell(count_P=rng.binomial(N, 0.2, len(groups)))
+             for arm in ("base", "base_redraw", *c0.NAMES) for s in range(4)}  # fmt: skip
+    called = c0.called_expanded({"main": base.Evidence({}, EvalSet(N, groups, cells), 4)}).reshape(8, 20)
+    assert called.mean() < 0.05
+    for arm in c0.NAMES[::2]:
+        for s in range(4):
+            better_P = cells[arm, s].count_P.copy()
+            better_P[:PROBLEMS] = N
+            cells[arm, s] = Cell(count_P=better_P)
+    changed = c0.called_expanded({"main": base.Evidence({}, EvalSet(N, groups, cells), 4)}).reshape(8, 20)
+    np.testing.assert_array_equal(changed[0, ::2], True)
+    np.testing.assert_array_equal(changed[1:], called[1:])
+    np.testing.assert_array_equal(changed[0, 1::2], called[0, 1::2])
