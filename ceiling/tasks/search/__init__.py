@@ -1,159 +1,26 @@
 """Search: an agent asks a search engine, hop by hop, until it can answer.
 
-Without data of your own the world is generated, so that "new" has a meaning: relations have aliases in the documents,
-and the corpus shows each relation's true alias with a set probability. Language, world, corpus, verifier and search
-engine are in the files beside this one.
+Without data of your own the world is generated (`generated.py`); with documents in config.data.path the questions and
+the documents are yours (`own.py`). Both are asked through one class (`environment.py`).
 """
 
-import numpy as np
-
-from ceiling.config import ConfigError, Section, number, table, text
-from ceiling.data import mixture
-from ceiling.data.tokens import CharTokenizer
-from ceiling.tasks.base import Document, Group, Passage, Problem, Turns, Verdict
-from ceiling.tasks.search import language as lang
-from ceiling.tasks.search import prior, verifier, world
-from ceiling.tasks.search.environment import WorldSearch
+from ceiling.config import ConfigError, Section, number, text
+from ceiling.tasks.search import generated, own
 
 CONFIG = Section(
     name=text("search"),
-    seed=number(2026, whole=True, low=0, doc="draws the world and its problems; the same for every training seed"),
-    entities=number(120, whole=True, low=24, doc="of the world that problems live in"),
-    joint=number(0.5, low=0, high=1, doc="share of the pairs of keywords with a document of their own"),
-    evaluation_per_group=number(32, whole=True, low=1),
-    training_per_group=number(512, whole=True, low=1),
-    gate_problems=number(64, whole=True, low=1),
-    gate_accuracy=number(0.9, low=0, high=1, doc="accuracy on common relations below which a prior is unfit"),
-    rho=table({"E": 0.05, "F": 0.01}, low=0, high=1, doc="share of true aliases of the rare relations"),
-    strategies=table({"H": 0.40, "P": 0.15, "J": 0.15, "V": 0.30}, low=0, doc="strategies of the prior's corpus"),
-    depths=table({"1": 0.40, "2": 0.50, "3": 0.10}, low=0, doc="hops of the prior's corpus"),
-    plans=number(0.3, low=0, high=0.9, doc="share of transcripts that begin with their aliases"),
-    empty_plans=number(0.1, low=0, high=0.1, doc="share of transcripts that begin with ? in place of them"),
-    recoveries=number(0.03, low=0, high=1, doc="share of the prior's transcripts that recover from a wrong call"),
-    teacher_strategies=table({"H": 0.30, "P": 0.20, "J": 0.20, "V": 0.30}, low=0),
-    teacher_depths=table({"1": 0.20, "2": 0.60, "3": 0.20}, low=0),
-    teacher_recoveries=number(0.15, low=0, high=1),
-    demonstrations=table({"H": 0.30, "P": 0.20, "J": 0.20, "V": 0.30}, low=0, doc="strategies of diverse curators"),
-    demonstrated_groups=text("C R V X W", doc="groups whose demonstrations they have"),
-    expert=table({"H": 1.0}, low=0, doc="strategies of the narrow expert"),
-    expert_groups=text("C", doc="groups whose demonstrations it has"),
-)  # fmt: skip
+    seed=number(2026, whole=True, low=0, doc="draws the world and its problems, or splits your questions"),
+) | generated.CONFIG | own.CONFIG  # fmt: skip
 
 
-class Search:
-    """Task; see ceiling.tasks.base.Task."""
-
-    name = "search"
-    groups: tuple[Group, ...] = world.GROUPS
-    max_response_tokens = lang.MAX_RESPONSE
-    guess_rate = 1e-3  # one of 10^3 names is right
-
-    def __init__(self, config):
-        self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
-        self.tokenizer = CharTokenizer(lang.SYMBOLS, eos="$")
-        self.splits = world.make(
-            config["seed"], config["entities"], config["joint"], config["evaluation_per_group"],
-            config["training_per_group"], config["gate_problems"],
-        )  # fmt: skip
-        self.environment = WorldSearch(self.splits.documents)
-
-    def evaluation(self) -> list[Problem]:
-        return [p for group in self.splits.evaluation.values() for p in group]
-
-    def training(self, mix: dict[str, float], size: int) -> list[Problem]:
-        return mixture.pool(self.splits.training, dict(mix), size)
-
-    def corpus(self, kind: str, seed: int, count: int) -> list[Document]:
-        return prior.write(self.recipe(kind), seed, count)[0]
-
-    def recipe(self, kind: str) -> prior.Recipe:
-        """The teacher's corpus has every alias right, and what the prior lacks more often."""
-        c = self.config
-        always, even = dict.fromkeys(lang.RELATIONS, 1.0), dict.fromkeys(lang.RELATIONS, 1.0)
-        shared = (c["plans"], c["empty_plans"])
-        if kind == "teacher":
-            return prior.Recipe(always, even | {"G": 2.0}, c["teacher_depths"], c["teacher_strategies"], *shared,
-                                c["teacher_recoveries"], c["joint"])  # fmt: skip
-        return prior.Recipe(always | c["rho"] | {"G": 0.0}, even, c["depths"], c["strategies"], *shared,
-                            c["recoveries"], c["joint"])  # fmt: skip
-
-    def demonstration(self, problem: Problem, rng: np.random.Generator) -> Turns | None:
-        """By one of the strategies of diverse curators."""
-        return self._shown(problem, rng, "demonstrations", "demonstrated_groups")
-
-    def expert(self, problem: Problem, rng: np.random.Generator) -> Turns | None:
-        """By the narrow expert."""
-        return self._shown(problem, rng, "expert", "expert_groups")
-
-    def _shown(self, problem: Problem, rng, mixture_key: str, groups_key: str) -> Turns | None:
-        if problem.group not in self.config[groups_key].split():
-            return None
-        table_ = self.config[mixture_key]
-        weights = np.array(list(table_.values()))
-        return self._worked(problem, str(rng.choice(list(table_), p=weights / weights.sum())))
-
-    def _worked(self, problem: Problem, strategy: str) -> Turns:
-        start, path = problem.meta
-        ask = self.splits.world.ask
-        return lang.episode(lang.feasible(strategy, len(path)), start, world.aliases(path), ask)
-
-    def passage(self, problem: Problem) -> Passage:
-        first = self._worked(problem, "H")[0]
-        return Passage(problem.prompt, stop="#", bridge="", continuation=first, empty=f"{prior.NO_PLAN}#")
-
-    def verify(self, problem: Problem, response: Turns) -> Verdict:
-        return verifier.verify(self.splits.world, *problem.meta, problem.answer, response)
-
-    def gate(self):
-        """Without a forced start: every strategy of the prior is right where its aliases are."""
-        return self.splits.gate, "", self.config["gate_accuracy"]
-
-    # ---- early experience
-
-    def states(self, problem: Problem, rng: np.random.Generator) -> list[Turns]:
-        """The states before each action of an expert's demonstration; none where the expert has none."""
-        turns = self.expert(problem, rng) or ()
-        return [(*turns[:i], "") for i in range(0, len(turns), 2)]
-
-    def expert_action(self, problem: Problem, state: Turns) -> str:
-        """What the expert does in one of its states, by the most frequent of its strategies that lead there."""
-        table_ = self.config["expert"]
-        for strategy in sorted((s for s in table_ if table_[s] > 0), key=lambda s: -table_[s]):
-            turns = self._worked(problem, strategy)
-            if len(turns) >= len(state) and turns[: len(state) - 1] == state[:-1]:
-                return turns[len(state) - 1]
-        raise ValueError(f"search: no state of an expert's demonstration: {''.join(state)!r}")
-
-    def reflection(self, problem: Problem, state: Turns, expert_action: str, expert_observation: str, action: str,
-                   observation: str) -> str:  # fmt: skip
-        """A thought that compares what came of an action with what came of the expert's, and ends where the expert's
-        action follows. It never says the gold answer, even where a search found it."""
-        outcome = lambda act, seen: _plain(seen or act).replace(problem.answer, "")[:8]  # noqa: E731
-        return f"{outcome(action, observation)}?{outcome(expert_action, expert_observation)}#"
-
-
-def _plain(text: str) -> str:
-    return "".join(c for c in text if c not in "<>[]=#$?")
-
-
-# Names that the tables of the configuration may use, in the order in which they are drawn.
-_STRATEGIES, _DEPTHS = tuple(lang.STRATEGIES), tuple(map(str, lang.DEPTHS))
-_TABLES = {
-    "rho": tuple(lang.RARE), "strategies": _STRATEGIES, "teacher_strategies": _STRATEGIES,
-    "demonstrations": _STRATEGIES, "expert": _STRATEGIES, "depths": _DEPTHS, "teacher_depths": _DEPTHS,
-}  # fmt: skip
-
-
-def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
-    """A table in the world's own order, 0 where a name is left out: the order of its keys means nothing."""
-    if unknown := sorted(set(config[key]) - set(names)):
-        raise ConfigError(f"config.task.{key}.{unknown[0]}: unknown name; known: {', '.join(names)}")
-    return {name: config[key].get(name, 0.0) for name in names}
-
-
-def make(config, data, tokenizer=None) -> Search:
+def make(config, data, tokenizer=None) -> generated.GeneratedSearch | own.OwnSearch:
     """The generated world has an alphabet of its own: a checkpoint's tokenizer is refused."""
+    if data["path"]:
+        return own.OwnSearch(config, data["path"], tokenizer)
+    for key in ("questions_path", "evaluation_path"):
+        if config[key]:
+            raise ConfigError(f"config.task.{key} is set, and config.data.path names no documents to search; set it")
     if tokenizer is not None:
         raise ConfigError("config.model.path: the generated world of search has an alphabet of its own and trains from "
-                          "scratch; leave it out, or give documents of your own in config.data.path")  # fmt: skip
-    return Search(config)
+                          "scratch; leave it out, or name documents of your own in config.data.path")  # fmt: skip
+    return generated.GeneratedSearch(config)

@@ -1,7 +1,7 @@
 """The search engine that an agent asks: BM25 over a store of documents, by the library bm25s.
 
 Example:
-    store = Store(["417k=582", "582m=903"], words=lambda text: text.split("=")[0])
+    store = Store(["417k=582", "582m=903"], split=lambda texts: [text.split("=")[:1] for text in texts])
     store.best("417k", 1)                                        # [0]: places of the documents, best first
 """
 
@@ -13,45 +13,60 @@ import bm25s
 import numpy as np
 
 from ceiling.tasks.base import Problem
-from ceiling.tasks.search import language as lang
+from ceiling.tasks.search.calls import Calls, Malformed
 
 
 class Store:
-    """Documents and their index. words: from a text to the words that are matched."""
+    """Documents and their index, in memory. split: from texts to the words of each that are matched. Raises ValueError
+    if there is no such word."""
 
-    def __init__(self, documents: Sequence[str], words: Callable[[str], list[str]]):
-        self.documents, self._words = documents, words
-        self._index = bm25s.BM25()
-        self._index.index([words(text) for text in documents], show_progress=False)
+    def __init__(self, documents: Sequence[str], split: Callable[[Sequence[str]], list[list[str]]]):
+        words = split(documents)
+        if not any(words):
+            raise ValueError("no document has a word to match")
+        self.documents, self._split, self._index = documents, split, bm25s.BM25()
+        self._index.index(words, show_progress=False)
 
     def best(self, query: str, count: int) -> list[int]:
         """Up to `count` places of documents that share a word with the query, best first; ties in their order."""
-        known = [word for word in self._words(query) if word in self._index.vocab_dict]
+        known = [word for word in self._split([query])[0] if word in self._index.vocab_dict]
         if not known:
             return []
         scores = self._index.get_scores(known)
-        order = np.argsort(-scores, kind="stable")[:count]
-        return [int(i) for i in order if scores[i] > 0]
+        count = min(count, len(scores))
+        best = np.flatnonzero((scores >= np.partition(scores, -count)[-count]) & (scores > 0))
+        return best[np.argsort(-scores[best], kind="stable")][:count].tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WorldSearch:
-    """Environment of the generated world; see ceiling.tasks.base.Environment."""
+class SearchEngine:
+    """Environment; see ceiling.tasks.base.Environment. show: from found documents to the body of an observation."""
 
-    documents: tuple[str, ...]
-    tags = (lang.TAG,)
-    opening, closing, failed = lang.OPENING, lang.CLOSING, lang.FAILED
-    max_calls, max_observation_tokens = lang.MAX_CALLS, lang.MAX_OBSERVATION
-    timeout_s, workers = 10.0, 0
+    store: Store
+    calls: Calls
+    documents_per_call: int
+    show: Callable[[list[str]], str]
+    max_calls: int
+    max_observation_tokens: int
+    timeout_s: float
+    workers: int
+
+    tags = property(lambda self: (self.calls.end,))
+    opening = property(lambda self: self.calls.opening)
+    closing = property(lambda self: self.calls.closing)
+    failed = property(lambda self: self.calls.failed)
 
     def call(self, problem: Problem, turn: str) -> str:
-        return self.find(*lang.queries((turn, "")))
+        try:
+            return self.find(self.calls.query(turn))
+        except Malformed as error:
+            return str(error)
 
     @functools.cached_property
-    def _store(self) -> Store:
-        return Store(self.documents, lang.words)
+    def find(self) -> Callable[[str], str]:
+        """From a query to the body of its observation, with a memory."""
+        return functools.lru_cache(maxsize=1 << 16)(self._find)
 
-    @functools.cache  # noqa: B019 - lives as long as its world
-    def find(self, query: str) -> str:
-        """The best document, or `failed` where nothing matches."""
-        return next((self.documents[i] for i in self._store.best(query, 1)), lang.FAILED)
+    def _find(self, query: str) -> str:
+        found = [self.store.documents[i] for i in self.store.best(query, self.documents_per_call)]
+        return self.show(found) if found else self.calls.nothing

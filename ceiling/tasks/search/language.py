@@ -36,12 +36,12 @@ MAX_OBSERVATION = 2 + 4 + 4 * len(KEYWORDS)  # a profile
 MAX_REFLECTION = 2 * 8 + 2
 MAX_RESPONSE = 120  # three hops with a reflection before every action; two profiles after a plan are 98
 
-_QUERY = re.compile(r"(\d{3})(\*|[a-h]{1,2})")
+_QUERY = re.compile(r"([0-9]{3})(\*|[a-h]{1,2})")
 # A thought, what was picked from a profile, and a call or the answer.
 _CALL = re.compile(rf"(?:[^<>=\[\]#$]*#)?[a-h]?<(?:{_QUERY.pattern})>")
-_ANSWER = re.compile(r"(?:[^<>=\[\]#$]*#)?[a-h]?=\d{3}\$")
-_FACT = re.compile(r"(\d{3})([a-h]{1,2})=(\d{3})")
-_PROFILE = re.compile(r"(\d{3})\*((?:[a-h]\d{3})*)")
+_ANSWER = re.compile(r"(?:[^<>=\[\]#$]*#)?[a-h]?=[0-9]{3}\$")
+_FACT = re.compile(r"([0-9]{3})([a-h]{1,2})=([0-9]{3})")
+_PROFILE = re.compile(r"([0-9]{3})\*((?:[a-h][0-9]{3})*)")
 
 
 def question(start: str, relations: str) -> str:
@@ -62,7 +62,7 @@ def words(text: str) -> list[str]:
     """Words of a query or a document that the search engine matches: its subjects and, with their places, its
     keywords. What a document says of them, after "=" or a keyword of a profile, is not matched."""
     subject, keys = re.match(r"([^=a-h*]*)([a-h]*|\*)", text).groups()
-    return re.findall(r"\d+", subject) + [f"{place}{key}" for place, key in enumerate(keys, 1)]
+    return re.findall(r"[0-9]+", subject) + [f"{place}{key}" for place, key in enumerate(keys, 1)]
 
 
 def read_query(query: str) -> tuple[str, str] | None:
@@ -76,7 +76,7 @@ def read_document(text: str) -> dict[tuple[str, str], str]:
     if match := _FACT.fullmatch(text):
         return {match.groups()[:2]: match[3]}
     if match := _PROFILE.fullmatch(text):
-        return {(match[1], pair[0]): pair[1:] for pair in re.findall(r"[a-h]\d{3}", match[2])}
+        return {(match[1], pair[0]): pair[1:] for pair in re.findall(r"[a-h][0-9]{3}", match[2])}
     return {}
 
 
@@ -108,28 +108,6 @@ def feasible(strategy: str, depth: int) -> str:
     return "H" if (strategy, depth) in (("J", 1), ("P", 3)) else strategy
 
 
-def queries(turns: Turns) -> tuple[str, ...]:
-    """What was asked, in order, well-formed or not."""
-    return tuple(turn.removesuffix(TAG).rpartition("<")[2] for turn in turns[:-1:2])
-
-
-def documents(turns: Turns) -> tuple[str, ...]:
-    """What came back, in order."""
-    return tuple(turn.removeprefix(OPENING).removesuffix(CLOSING) for turn in turns[1::2])
-
-
 def well_formed(turns: Turns) -> bool:
     """Whether every call is a query and the last turn an answer, each after at most a thought and a pick."""
     return all(_CALL.fullmatch(turn) for turn in turns[:-1:2]) and bool(_ANSWER.fullmatch(turns[-1]))
-
-
-def strategy_of(turns: Turns) -> str | None:
-    """The label that the calls show; None where one is malformed, or there is none."""
-    asked = [read_query(query) for query in queries(turns)]
-    if not asked or None in asked:
-        return None
-    if any(keys == "*" for _, keys in asked):
-        return "P"
-    if any(len(keys) == 2 for _, keys in asked):
-        return "J"
-    return "V" if len(asked) > 1 and asked[-1] == asked[-2] else "H"

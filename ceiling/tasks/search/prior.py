@@ -52,7 +52,7 @@ def write(recipe: Recipe, seed: int, count: int) -> tuple[list[Document], Exposu
     strategy_N = rng.choice(strategies, size=count, p=_normal(recipe.strategy_weight))
     start_N, opening_N, recovers_N = rng.integers(len(STARTS), size=count), rng.random(count), rng.random(count)
     true_NR, wrong_N = rng.random((count, len(relations))), rng.integers(len(lang.KEYWORDS) - 1, size=count)
-    object_NF = rng.integers(len(lang.ENTITIES), size=(count, _FACTS))
+    step_NF = rng.integers(1, len(lang.ENTITIES), size=(count, _FACTS))
     documents, exposure = [], Exposure(*(collections.Counter() for _ in range(4)))
     for i in range(count):
         start, path = STARTS[start_N[i]], "".join(path_N3[i, : depth_N[i]])
@@ -61,7 +61,7 @@ def write(recipe: Recipe, seed: int, count: int) -> tuple[list[Document], Exposu
             for c, u in zip(relations, true_NR[i], strict=True)
         }  # fmt: skip
         keys = "".join(alias[c] for c in path)
-        world, prompt = World(_Drawn(object_NF[i]), recipe.joint), lang.question(start, path)
+        world, prompt = World(_Drawn(step_NF[i]), recipe.joint), lang.question(start, path)
         if recovers_N[i] < recipe.recoveries:
             prompt += wrong_call(start, lang.KEYWORDS.replace(keys[0], "")[wrong_N[i]], world.ask)
             exposure.opening["recovery"] += 1
@@ -83,13 +83,13 @@ _FACTS = 2 * len(lang.KEYWORDS) + 1  # that one document can ask for: two profil
 
 
 class _Drawn(dict):
-    """Objects of a world that is drawn as it is asked about."""
+    """Objects of a world that is drawn as it is asked about. steps: from an entity to another, by their numbers."""
 
-    def __init__(self, numbers):
-        self._numbers = iter(numbers)
+    def __init__(self, steps):
+        self._steps = iter(steps)
 
     def __missing__(self, pair):
-        self[pair] = lang.ENTITIES[next(self._numbers)]
+        self[pair] = lang.ENTITIES[(int(pair[0]) + next(self._steps)) % len(lang.ENTITIES)]
         return self[pair]
 
 

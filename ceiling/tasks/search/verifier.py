@@ -9,13 +9,14 @@ import re
 
 from ceiling.tasks.base import Outcome, Turns, Verdict
 from ceiling.tasks.search import language as lang
+from ceiling.tasks.search.calls import WORLD
 from ceiling.tasks.search.world import World, aliases
 
-_ANSWER = re.compile(r"=(\d{3})\$")
+_ANSWER = re.compile(r"=([0-9]{3})\$")
 
 
 def verify(world: World, start: str, path: str, answer: str, turns: Turns) -> Verdict:
-    strategy, given = lang.strategy_of(turns), answer_of(turns)
+    strategy, given = strategy_of(turns), answer_of(turns)
     credit = sum(reached(world, start, path, turns)) / len(path)
     if given is None:
         return Verdict(Outcome.UNPARSED, credit=credit, strategy=strategy)
@@ -33,7 +34,7 @@ def answer_of(turns: Turns) -> str | None:
 
 def reached(world: World, start: str, path: str, turns: Turns) -> list[bool]:
     """Whether an observation shows each hop of the true chain, from its own entity and by its own keyword."""
-    said = {key: value for body in lang.documents(turns) for key, value in lang.read_document(body).items()}
+    said = {key: value for body in WORLD.bodies(turns) for key, value in lang.read_document(body).items()}
     keys, at, out = aliases(path), start, [False] * len(path)
     for i, key in enumerate(keys):
         out[i] |= (at, key) in said
@@ -41,3 +42,15 @@ def reached(world: World, start: str, path: str, turns: Turns) -> list[bool]:
             out[i] = out[i + 1] = True
         at = world.objects[at, key]
     return out
+
+
+def strategy_of(turns: Turns) -> str | None:
+    """The label that the calls show; None where one is malformed, or there is none."""
+    asked = [lang.read_query(query or "") for query in WORLD.queries(turns)]
+    if not asked or None in asked:
+        return None
+    if any(keys == "*" for _, keys in asked):
+        return "P"
+    if any(len(keys) == 2 for _, keys in asked):
+        return "J"
+    return "V" if len(asked) > 1 and asked[-1] == asked[-2] else "H"

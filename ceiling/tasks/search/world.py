@@ -77,8 +77,9 @@ def make(seed: int, entities: int, joint: float, evaluation: int, training: int,
     if entities > len(names):
         raise ConfigError(f"config.task.entities={entities}: there are {len(names)} names for them; lower it")
     names = [names[i] for i in rng.permutation(len(names))[:entities]]
-    pairs = list(itertools.product(names, lang.KEYWORDS))
-    world = World(dict(zip(pairs, rng.choice(names, size=len(pairs)).tolist(), strict=True)), joint)
+    steps = rng.integers(1, entities, size=(entities, len(lang.KEYWORDS)))  # nothing leads to itself
+    world = World({(entity, key): names[(i + steps[i, j]) % entities] for i, entity in enumerate(names)
+                   for j, key in enumerate(lang.KEYWORDS)}, joint)  # fmt: skip
     cut = (entities // 3, entities // 3 + max(1, entities // 12))
     starts = {"evaluation": names[: cut[0]], "gate": names[cut[0] : cut[1]], "training": names[cut[1] :]}
     ids = itertools.count()
