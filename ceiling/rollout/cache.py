@@ -99,6 +99,11 @@ def decode(params, config: ModelConfig, cache: Cache, token_B, position_B, place
     return unembed(params, config, x_B1D[:, 0]), cache
 
 
+def divided(x):
+    """Keys or values, stacked or of one layer, with rows and heads over the devices as `empty` lays them out."""
+    return constrain(x, *[None] * (x.ndim - 4), "batch", "kv_heads", None, None)
+
+
 def extend(params, config: ModelConfig, cache: Cache, tokens_ET, start_E, rows_E=None):
     """Append T tokens to E rows of a cache without a ring, in which a token's place is its position; return
     (activations [E, T, D], cache).
@@ -114,9 +119,9 @@ def extend(params, config: ModelConfig, cache: Cache, tokens_ET, start_E, rows_E
     def put(store, layer, new_ETKH):
         rows_E1 = rows_E[:, None]
         if isinstance(store, tuple):
-            written = store[layer].at[rows_E1, :, place_ET].set(new_ETKH, mode="drop")
+            written = divided(store[layer].at[rows_E1, :, place_ET].set(new_ETKH, mode="drop"))
             return (*store[:layer], written, *store[layer + 1 :])
-        return store.at[layer, rows_E1, :, place_ET].set(new_ETKH, mode="drop")
+        return divided(store.at[layer, rows_E1, :, place_ET].set(new_ETKH, mode="drop"))
 
     def attend(layer, local, q, k, v, cache):
         cache = Cache(put(cache.k, layer, k), put(cache.v, layer, v))

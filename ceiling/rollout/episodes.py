@@ -294,7 +294,7 @@ class _Rule:
 
 
 _program = functools.partial(jax.jit, static_argnums=1, donate_argnums=3)
-_empty = jax.jit(kv.empty, static_argnums=(0, 1, 2))
+_empty = jax.jit(kv.empty, static_argnums=(0, 1, 2), keep_unused=True)  # the mesh is that of the weight
 _prefill = jax.jit(kv.prefill, static_argnums=1)
 
 
@@ -306,7 +306,7 @@ def _fork(params, config: ModelConfig, rule: _Rule, cache, prompt_cache, last_CD
     def move(rows, prompts):
         axis, P = rows.ndim - 4, prompts.shape[-2]
         taken = jnp.take(prompts, prompt_B, axis=axis, mode="clip")
-        return rows.at[..., :P, :].set(jnp.where(take_B111, taken, rows[..., :P, :]))
+        return kv.divided(rows.at[..., :P, :].set(jnp.where(take_B111, taken, rows[..., :P, :])))
 
     logits_BV = unembed(params, config, last_CD.at[prompt_B].get(mode="clip"))
     return jax.tree.map(move, cache, prompt_cache), *_read(params, *rule.draw(logits_BV, who))

@@ -12,7 +12,7 @@ import pytest
 
 from ceiling.data.packing import Example
 from ceiling.data.tokens import CharTokenizer
-from ceiling.model import Policy
+from ceiling.model import Policy, make_mesh, place
 from ceiling.model.steering import with_vectors
 from ceiling.rollout import episodes, generate
 from ceiling.rollout.episodes import Scene, converse
@@ -23,7 +23,6 @@ TOKENIZER = CharTokenizer("abcdefghij?!<>.", eos=".")
 PROMPTS = [TOKENIZER.encode(text) for text in ("abc", "d", "aghij", "abc", "bb", "fade")]
 PROBLEMS = [Problem(id, "all", "", "") for id in range(len(PROMPTS))]
 N, R = 4, 28
-PROGRAMS = (episodes._prefill, episodes._fork, episodes._decode, episodes._extend)
 
 
 def reply(problem, turn):
@@ -69,6 +68,11 @@ def usual(policy):
 def each(out):
     """(prompt, sample) of every episode."""
     return [(i, j) for i in range(len(PROMPTS)) for j in range(out.lengths.shape[1])]
+
+
+def program_sizes():
+    """How often each program of the engine was compiled."""
+    return [f._cache_size() for f in (episodes._prefill, episodes._fork, episodes._decode, episodes._extend)]
 
 
 def turns(out):
@@ -159,16 +163,19 @@ def test_episodes_do_not_depend_on_what_else_is_asked_for(policy, usual):
         np.testing.assert_array_equal(getattr(out, field), getattr(usual, field)[order, 1:3], err_msg=field)
 
 
-def test_greedy_is_the_limit_of_low_temperatures_whatever_the_slots(policy):
-    out, cold = play(policy, temperature=0.0, slots=24), play(policy, temperature=1e-5)
-    assert out.events["tool calls"] >= 4
+def test_greedy_is_the_limit_of_low_temperatures_whatever_the_slots_and_devices(policy):
+    """Two slots, so prompts are prefilled two at a time; on a mesh, so every program must keep the cache's layout."""
+    mesh = make_mesh(data=2, tensor=2)
+    apart, sizes = policy.replace(params=place(policy.params, policy.config, mesh)), program_sizes()
+    out, cold = play(apart, temperature=0.0, slots=2), play(policy, temperature=1e-5)
+    assert out.events["tool calls"] >= 4 and program_sizes() == [size + 1 for size in sizes]
     np.testing.assert_array_equal(out.tokens, cold.tokens)
     np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, -1])
 
 
 def test_EE4_when_tools_answer_changes_nothing_and_compiles_nothing(policy, usual):
     """To the last bit, and so for other prompts and other lengths of everything: no new program."""
-    rng, sizes = random.Random(0), [program._cache_size() for program in PROGRAMS]
+    rng, sizes = random.Random(0), program_sizes()
 
     def late(problem, turn):
         time.sleep(rng.choice((0.0, 0.002, 0.02)))
@@ -177,7 +184,7 @@ def test_EE4_when_tools_answer_changes_nothing_and_compiles_nothing(policy, usua
     for workers in (1, 5):
         same(play(policy, Oracle(late, workers=workers)), usual)
     play(policy, Oracle(lambda problem, turn: "", max_calls=9), prompts=PROMPTS[::-1], seed=8, temperature=0.5)
-    assert [program._cache_size() for program in PROGRAMS] == sizes
+    assert program_sizes() == sizes
 
 
 def test_a_slot_that_waits_for_its_tool_holds_up_no_other(policy, usual):
@@ -228,13 +235,13 @@ def test_the_opening_belongs_to_the_first_turn_alone(policy):
 
 
 def test_a_follower_hears_of_the_tools_and_runs_none(policy, usual, monkeypatch):
-    told = []
+    told, ran = [], []
     monkeypatch.setattr(episodes.hosts, "led", lambda call: told.append(json.dumps(call())) or json.loads(told[-1]))
     same(play(policy), usual)
     monkeypatch.setattr(episodes.hosts, "leader", lambda: False)
     monkeypatch.setattr(episodes.hosts, "led", lambda call: json.loads(told.pop(0)))
-    same(play(policy, Oracle(lambda problem, turn: pytest.fail("a follower ran a tool"))), usual)
-    assert not told
+    same(play(policy, Oracle(lambda problem, turn: ran.append(turn) or "", workers=1)), usual)
+    assert not told and not ran
 
 
 def test_a_scene_has_a_problem_for_every_prompt(policy):
