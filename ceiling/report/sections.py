@@ -341,6 +341,11 @@ def _diversity_table(view: View) -> str:
             "distinct_strategies",
             "distinct_correct",
             "answer_entropy",
+            "answer_entropy_corrected",
+            "unique_answers",
+            "unique_answers_equal_tokens",
+            "distinct_responses",
+            "distinct_2",
             "process_valid_share",
             "mean_length",
         )

@@ -16,8 +16,10 @@ TABLES = {
     "verdicts": "arm group verdict reason delta_1 delta_1_lo delta_1_hi delta_k delta_k_lo delta_k_hi "
     "null_k_lo null_k_hi new_problems base_upper tuned_only base_only null_tuned_only seeds n k",
     "crossings": "arm group share k_lo k k_hi",
-    "sets": "arm group seed both base_only tuned_only neither",
+    "sets": "arm group seed both base_only tuned_only neither expansion shrinkage",
+    "sampling_gap": "arm group k delta_se delta_se_lo delta_se_hi seeds",
     "diversity": "arm group strategy_entropy distinct_strategies distinct_correct answer_entropy "
+    "answer_entropy_corrected unique_answers unique_answers_equal_tokens distinct_responses distinct_2 "
     "process_valid_share mean_length",
     "likelihood": "arm seed group nll_under_base nll_under_self",
     "ledger": "arm seed phase model flops tokens sequences seconds student",

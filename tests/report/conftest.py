@@ -87,6 +87,11 @@ def _evaluation_rows(tables, rng, arm, group, base, tuned, control):
             distinct_strategies=4.0 * noise,
             distinct_correct=2.5 * tuned[1] * noise,
             answer_entropy=1.2 * noise,
+            answer_entropy_corrected=1.3 * noise,
+            unique_answers=9.0 * noise,
+            unique_answers_equal_tokens=7.0 * noise,
+            distinct_responses=5.25,
+            distinct_2=0.4375,
             process_valid_share=0.8,
             mean_length=17.5,
         )
@@ -95,6 +100,9 @@ def _evaluation_rows(tables, rng, arm, group, base, tuned, control):
         return
     if arm != "base_redraw":
         _verdict_row(tables, arm, group, base, tuned)
+    gap = base[1] - tuned[0]
+    span = dict(delta_se=gap, delta_se_lo=gap - 0.04, delta_se_hi=gap + 0.04)
+    tables["sampling_gap"].append(dict(arm=arm, group=group, k=256, **span, seeds=3))
     delta_k = tuned[1] - base[1]
     at = [k for k in KS if _curve(tuned, k) < _curve(base, k)]
     k = float(at[0]) if at and at[0] > 1 else None
@@ -105,6 +113,8 @@ def _evaluation_rows(tables, rng, arm, group, base, tuned, control):
         new, lost = int(max(0, 64 * delta_k)), int(max(0, -64 * delta_k)) + int(rng.integers(0, 2))
         both = max(0, int(64 * base[1]) - lost)
         sets = dict(both=both, base_only=lost, tuned_only=new, neither=max(0, 64 - both - lost - new))
+        reached, rest = both + lost, new + sets["neither"]
+        sets |= dict(expansion=new / rest if rest else None, shrinkage=lost / reached if reached else None)
         tables["sets"].append(dict(arm=arm, group=group, seed=seed, **sets))
         if not control:
             nll = dict(nll_under_base=0.3 + 2 * max(0, delta_k), nll_under_self=0.25 * (1 - tuned[0]))

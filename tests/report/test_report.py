@@ -148,6 +148,20 @@ def test_csv_and_json_hold_the_rows(results, report):
         assert rows == wanted, name
 
 
+def test_the_table_of_diversity_shows_what_the_rows_carry_and_no_more(report, results, tmp_path):
+    def columns(page):
+        table = re.search(r"<table[^>]*>\s*<caption[^>]*>Diversity with intervals.*?</table>", page, flags=re.S).group()
+        return re.findall(r"<th[^>]*scope=\"col\"[^>]*>(.*?)</th>", table), table
+
+    new = {"answer entropy corrected", "unique answers", "unique answers equal tokens", "distinct responses",
+           "distinct 2"}  # fmt: skip
+    shown, table = columns(report.read_text("utf-8"))
+    assert new <= set(shown) and "5.250" in table and "0.438" in table
+    old = [{k: v for k, v in row.items() if k.replace("_", " ") not in new} for row in results["diversity"][:2]]
+    page = write({"meta": results["meta"], "diversity": old}, tmp_path)
+    assert not new & set(columns(page.read_text("utf-8"))[0])
+
+
 @pytest.mark.parametrize(
     "given", [{}, {"meta": {}}, {"meta": {"stages": {"done": 0, "total": 40}, "arms": []}}]
 )
