@@ -218,6 +218,16 @@ def test_a_query_that_matches_nothing_is_answered_in_the_alphabet(task, turn):
     assert task.environment.call(None, turn) == "?" == task.environment.failed
 
 
+def test_a_trace_lists_what_was_asked_in_one_way_of_writing_and_what_was_shown(task):
+    problem = task.splits.evaluation["C"][0]
+    start, entity = problem.meta[0], task.splits.world.objects[problem.meta[0], "f"]
+    turns = played(task, problem, f"cd#<{start}f>", "<>", f"a<{start}f>", f"<{start}cd>", "=000$")
+    asked, shown = zip(*task.environment.trace(turns), strict=True)
+    assert asked[0] == asked[2] != asked[3] and asked[1] == ""
+    assert shown[:3] == ((f"{start}f={entity}",), (), (f"{start}f={entity}",))
+    assert task.environment.trace(("=000$",)) == []
+
+
 def test_ee4_an_observation_is_a_function_of_the_call_alone(task):
     other = search.make(search.CONFIG.defaults(), {"path": ""}).environment
     rng = np.random.default_rng(1)

@@ -43,8 +43,9 @@ class Calls:
     instructions: str = ""
 
     def query(self, turn: str) -> str:
-        """The query of an own turn that ends with a call. Raises Malformed."""
-        _, start, inside = turn.removesuffix(self.end).rpartition(self.start)
+        """The query of an own turn that ends with a call, or with a token that has more text than the call's end.
+        Raises Malformed."""
+        _, start, inside = turn.rpartition(self.end)[0].rpartition(self.start)
         if not start:
             raise Malformed(self.unopened)
         return self.read(inside)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import bm25s
 import numpy as np
 
-from ceiling.tasks.base import Problem
+from ceiling.tasks.base import Problem, Turns
 from ceiling.tasks.search.calls import Calls, Malformed
 
 
@@ -27,9 +27,12 @@ class Store:
         self.documents, self._split, self._index = documents, split, bm25s.BM25()
         self._index.index(words, show_progress=False)
 
+    def words(self, query: str) -> list[str]:
+        return self._split([query])[0]
+
     def best(self, query: str, count: int) -> list[int]:
         """Up to `count` places of documents that share a word with the query, best first; ties in their order."""
-        known = [word for word in self._split([query])[0] if word in self._index.vocab_dict]
+        known = [word for word in self.words(query) if word in self._index.vocab_dict]
         if not known:
             return []
         scores = self._index.get_scores(known)
@@ -40,12 +43,14 @@ class Store:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchEngine:
-    """Environment; see ceiling.tasks.base.Environment. show: from found documents to the body of an observation."""
+    """Environment; see ceiling.tasks.base.Environment. show: from found documents to the body of an observation; shown:
+    from a body to the documents that it shows, as far as it does."""
 
     store: Store
     calls: Calls
     documents_per_call: int
     show: Callable[[list[str]], str]
+    shown: Callable[[str], tuple[str, ...]]
     max_calls: int
     max_observation_tokens: int
     timeout_s: float
@@ -61,6 +66,11 @@ class SearchEngine:
             return self.find(self.calls.query(turn))
         except Malformed as error:
             return str(error)
+
+    def trace(self, turns: Turns) -> list[tuple[str, tuple[str, ...]]]:
+        """Queries as the words that are matched, "" where one could not be read, and what each was shown."""
+        asked = (" ".join(self.store.words(query or "")) for query in self.calls.queries(turns))
+        return list(zip(asked, map(self.shown, self.calls.bodies(turns)), strict=True))
 
     @functools.cached_property
     def find(self) -> Callable[[str], str]:

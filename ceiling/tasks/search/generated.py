@@ -54,7 +54,8 @@ class GeneratedSearch:
             config["training_per_group"], config["gate_problems"],
         )  # fmt: skip
         store = Store(self.splits.documents, lambda texts: [lang.words(text) for text in texts])
-        self.environment = SearchEngine(store, WORLD, 1, "".join, lang.MAX_CALLS, lang.MAX_OBSERVATION,
+        shown = lambda body: (body,) if lang.read_document(body) else ()  # noqa: E731
+        self.environment = SearchEngine(store, WORLD, 1, "".join, shown, lang.MAX_CALLS, lang.MAX_OBSERVATION,
                                         timeout_s=10.0, workers=0)  # fmt: skip
 
     def evaluation(self) -> list[Problem]:

@@ -13,6 +13,7 @@ Example:
 """
 
 import functools
+import re
 
 import bm25s
 import numpy as np
@@ -103,8 +104,8 @@ class OwnSearch:
         except ValueError as error:
             raise ConfigError(f"{path}: {error}; check config.task.text_field") from None
         return SearchEngine(
-            store, self._calls, config["documents_per_call"], self._show, config["max_calls"],
-            config["max_observation_tokens"], config["tool_timeout_s"], config["tool_workers"],
+            store, self._calls, config["documents_per_call"], self._show, _shown,
+            config["max_calls"], config["max_observation_tokens"], config["tool_timeout_s"], config["tool_workers"],
         )  # fmt: skip
 
     def _show(self, documents: list[str]) -> str:
@@ -219,6 +220,11 @@ class OwnSearch:
 def _key(problem: Problem) -> str:
     """What makes two questions the same one."""
     return " ".join(problem.meta.text.lower().split())
+
+
+def _shown(body: str) -> tuple[str, ...]:
+    """The documents in what `_show` wrote."""
+    return tuple(re.findall(r"^Document [0-9]+ (.*)$", body, re.MULTILINE))
 
 
 def _words(texts) -> list[list[str]]:
