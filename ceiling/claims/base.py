@@ -26,7 +26,7 @@ import numpy as np
 
 import ceiling.claims
 from ceiling.config import ConfigError
-from ceiling.evals import diversity
+from ceiling.evals import summary
 from ceiling.evals.passk import pass_at_k
 from ceiling.evals.stats import Interval, clopper_pearson, crossed_interval
 
@@ -83,11 +83,10 @@ class Evidence:
         """f64[S, P]: pass@k of `arm` minus that of `other`, paired by seed and problem."""
         return self.passk(arm, k, groups) - self.passk(other, k, groups)
 
-    def strategies(self, arm: str, groups: str, m: int = 8) -> np.ndarray:
-        """f64[S, P]: expected number of strategies among m correct samples; nan where there are fewer."""
+    def metric(self, name: str, arm: str, groups: str, m: int = 8) -> np.ndarray:
+        """f64[S, P]: one of summary.METRICS; nan where it is undefined."""
         cells = [self.evalset.cells[arm, seed] for seed in self.seeds]
-        counts = [diversity.row_counts(cell.strategy_Pn, cell.correct_Pn) for cell in cells]
-        return np.stack([diversity.distinct_at(count_PX, m) for count_PX in counts])[:, self.index(groups)]
+        return np.stack([summary.metrics(cell, m)[name] for cell in cells])[:, self.index(groups)]
 
     def share(self, arm: str, strategy: str, groups: str) -> np.ndarray:
         """f64[S]: share of a strategy among all samples of the problems of `groups`."""

@@ -37,7 +37,8 @@ def entropy_fall(arm):
 
 def strategies(first, second, groups="C"):
     """Strategies among eight correct samples, expected: of the first arm minus of the second."""
-    return lambda e: e["main"].strategies(first, groups) - e["main"].strategies(second, groups)
+    of = lambda e, arm: e["main"].metric("distinct_correct", arm, groups)  # noqa: E731
+    return lambda e: of(e, first) - of(e, second)
 
 
 def law_error(e):

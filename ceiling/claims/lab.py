@@ -16,23 +16,35 @@ SCALES = {
 }  # fmt: skip
 
 
+SMOKE = 10  # fewer steps of a prior: nothing is learned, no gate asks for it, and nothing may depend on an answer
+
+
 def experiment(scale: Scale, arms: dict, *, mix: dict = MIX, **task):
     """A configuration of the lab at a scale; task: keys of its section that make the prior another one."""
-    smoke = scale.prior < 10  # nothing is learned: no gate asks for it, and nothing may depend on an answer
-    if smoke:
-        arms = {name: arm for name, arm in arms.items() if arm.get("reward") != "incorrect"}
-    config = ceiling.defaults("lab", arms=arms)
-    config.name, config.seeds, config.workers = "claims", scale.seeds, scale.workers
+    config = ceiling.defaults("lab", arms=learnable(scale, arms))
     config.train.mix = mix
     config.model.update(MODEL)
     config.prior.update({**PRIOR, "steps": scale.prior})
     config.teacher.update({**TEACHER, "steps": scale.teacher})
+    config.task.update(task)
+    return sized(config, scale)
+
+
+def learnable(scale: Scale, arms: dict) -> dict:
+    """Without those that depend on an answer where nothing is learned."""
+    smoke = scale.prior < SMOKE
+    return {name: arm for name, arm in arms.items() if not (smoke and arm.get("reward") == "incorrect")}
+
+
+def sized(config, scale: Scale):
+    """What a scale says of any task's configuration, beside how long its models are taught."""
+    config.name, config.seeds, config.workers = "claims", scale.seeds, scale.workers
     config.budget.flops = scale.flops
-    config.task.update({"evaluation_per_group": scale.problems, **task})
+    config.task.evaluation_per_group = scale.problems
     ks = tuple(2**i for i in range(scale.n.bit_length()) if 2**i <= scale.k)
     config.eval.update(n=scale.n, verdict_k=scale.k, ks=ks, likelihood_samples=4)
     config.report.html = False
-    if smoke:
+    if scale.prior < SMOKE:
         config.model.update(width=16, ffn=16, heads=2, kv_heads=1, head_dim=8)
         config.task.update(training_per_group=64, gate_problems=2, gate_accuracy=0.0)
         for arm in config.arms.values():

@@ -188,18 +188,18 @@ def diversity_rows(evalset: EvalSet, base: str, *, m: int = 8, level: float = 0.
     problems defined on both sides in every shared seed.
     """
     budgets = {seed: _least_tokens(evalset, seed) for _, seed in evalset.cells}
-    metrics = {key: _metrics(cell, m, budgets[key[1]]) for key, cell in evalset.cells.items()}
+    values = {key: metrics(cell, m, budgets[key[1]]) for key, cell in evalset.cells.items()}
     rows = []
     for arm in evalset.arms:
         own, shared = evalset.seeds(arm), evalset.seeds(arm, base) if arm != base else []
         for group, index in evalset.slices.items():
             row = {"arm": arm, "group": group, "m": int(m), "seeds": len(own), "shared_seeds": len(shared)}
             for name in METRICS:
-                value_SP = np.stack([metrics[arm, seed][name][index] for seed in own])
+                value_SP = np.stack([values[arm, seed][name][index] for seed in own])
                 row |= _defined(name, value_SP, level)
                 delta_SP = np.full((1, len(index)), np.nan)
                 if shared:
-                    pairs = [metrics[arm, seed][name] - metrics[base, seed][name] for seed in shared]
+                    pairs = [values[arm, seed][name] - values[base, seed][name] for seed in shared]
                     delta_SP = np.stack(pairs)[:, index]
                 row |= _defined(f"{name}_delta", delta_SP, level)
             rows.append(row)
@@ -271,8 +271,8 @@ def _least_tokens(evalset: EvalSet, seed: int):
     return np.min([np.sum(cell.length_Pn, axis=1) for cell in cells], axis=0) if cells else None
 
 
-def _metrics(cell: Cell, m: int, budget_P) -> dict:
-    """METRICS of one cell, f64[P] each; nan where undefined."""
+def metrics(cell: Cell, m: int, budget_P=None) -> dict:
+    """METRICS of one cell, f64[P] each; nan where undefined. budget_P: tokens of unique_answers_equal_tokens."""
     out = {name: np.full(len(cell.count_P), np.nan) for name in METRICS}
     if cell.strategy_Pn is not None:
         count_PX = diversity.row_counts(cell.strategy_Pn)
@@ -287,7 +287,7 @@ def _metrics(cell: Cell, m: int, budget_P) -> dict:
         out["answer_entropy"] = diversity.label_entropy(count_PX)
         out["answer_entropy_corrected"] = diversity.label_entropy(count_PX, miller_madow=True)
         out["unique_answers"] = diversity.distinct(count_PX).astype(np.float64)
-        if cell.length_Pn is not None:
+        if budget_P is not None:
             within_P = diversity.distinct_within(cell.answer_Pn, cell.length_Pn, budget_P)
             out["unique_answers_equal_tokens"] = within_P
     if cell.response_Pn is not None and cell.correct_Pn is not None:

@@ -122,6 +122,6 @@ def test_evidence_is_recounted_from_the_records():
     np.testing.assert_allclose(evidence.passk("a", 2, "C R"), [[1 - 3 / 4 * 2 / 3, 1]] * 2)
     np.testing.assert_allclose(evidence.share("a", "S", "C R"), [3 / 8] * 2)
     np.testing.assert_allclose(evidence.share("a", "B", "C R"), [0, 0])
-    strategies = evidence.strategies("a", "C R", m=2)
+    strategies = evidence.metric("distinct_correct", "a", "C R", m=2)
     assert np.isnan(strategies[:, 0]).all()  # one correct sample is not two
     np.testing.assert_allclose(strategies[:, 1], 1 * 2 / 6 + 2 * 4 / 6)  # pairs of SSLL: two alike, four not
