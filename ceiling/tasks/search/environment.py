@@ -7,6 +7,7 @@ Example:
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import bm25s
@@ -14,6 +15,8 @@ import numpy as np
 
 from ceiling.tasks.base import Problem, Turns
 from ceiling.tasks.search.calls import Calls, Malformed
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index
 
 
 class Store:
