@@ -1,4 +1,5 @@
-"""Adapters are a setting of any regime: they alone change, hold optimiser state, and are exported merged."""
+"""Adapters and steering vectors are a setting of any regime: they alone change and hold optimiser state; adapters are
+exported merged."""
 
 import dataclasses
 import pkgutil
@@ -10,6 +11,7 @@ import pytest
 
 import ceiling.regimes
 from ceiling.data.packing import stack
+from ceiling.model import steering
 from ceiling.model.lora import add_lora, merge_lora, trainable
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
@@ -25,12 +27,25 @@ def flat(tree):
     return {"/".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("name", REGIMES)
-def test_BO3_a_step_changes_the_adapters_and_nothing_else(name, toy):
-    regime, cfg = load(name), toy.arm(name)
+def adapted(toy):
     model = dataclasses.replace(toy.model, lora_rank=2, lora_targets=("wq", "w_down"))
-    params = add_lora(jax.tree.map(jnp.array, toy.params), model, jax.random.key(0))
+    return model, add_lora(jax.tree.map(jnp.array, toy.params), model, jax.random.key(0))
+
+
+def steered(toy):
+    model = dataclasses.replace(toy.model, steering=True)
+    vectors_LD = jnp.zeros((model.layers, model.width))
+    return model, steering.with_vectors(jax.tree.map(jnp.array, toy.params), model, vectors_LD)
+
+
+@pytest.mark.parametrize("start", [adapted, steered])
+@pytest.mark.parametrize("name", REGIMES)
+def test_BO3_a_step_changes_the_adapters_and_nothing_else(name, start, toy):
+    regime, cfg = load(name), toy.arm(name)
+    model, params = start(toy)
     before, mine = flat(params), trainable(model)
+    if start is steered:
+        assert mine == {"layers/steer"}
     _, examples = toy.gather(regime, cfg, toy.task, toy.model, toy.params, toy.models)
     batch = stack([toy.batch_of(examples)])
     optimiser, after = optim.make(cfg), regime.after_update
