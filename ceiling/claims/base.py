@@ -159,7 +159,8 @@ class Rate:
                 raise Undefined("there is no case to count")
             lo, hi = clopper_pearson(int(said_U.sum()), said_U.size, level)
             rate = float(said_U.mean())
-            return Interval(self.limit - rate, self.limit - hi, self.limit - lo, math.nan, math.nan, over_seeds=False)
+            limits = self.limit - hi, self.limit - lo
+            return Interval(self.limit - rate, *limits, math.nan, math.nan, over_seeds=False, over_problems=False)
 
         return interval
 

@@ -66,8 +66,8 @@ def page(c: dict) -> str:
         lines += ["## Measured against the prior", "", "Means over seeds and problems with 95 % intervals; no verdict "
                   "rests on them.", "", "| | in the corpus | experiment | group | series | mean |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
-        lines += [f"| {p['axis']} | {p['x']:g} | {p['experiment']} | {p['group']} | {p['series']} | {_mean(p)} |"
-                  for p in points] + [""]  # fmt: skip
+        lines += [f"| {p['axis']} | {p['x']:.3g} | {p['experiment']} | {p['group']} | {p['series']} "
+                  f"| {_signed([p['y'], p['lo'], p['hi']], '.3f')} |" for p in points] + [""]  # fmt: skip
     if c["tried"]:
         lines += ["## What was tried", "", c["tried"], ""]
     return "\n".join(lines)
@@ -81,14 +81,9 @@ def effect(test: dict) -> str:
     return f"{_signed([interval['mean'], interval['lo'], interval['hi']])} {limit}"
 
 
-def _signed(interval) -> str:
+def _signed(interval, form: str = "+.3f") -> str:
     mean, lo, hi = interval
-    return f"{mean:+.3f}" if lo is None or hi is None or lo != lo else f"{mean:+.3f} [{lo:+.3f}, {hi:+.3f}]"
-
-
-def _mean(point: dict) -> str:
-    mean, lo, hi = point["y"], point["lo"], point["hi"]
-    return f"{mean:.3f}" if lo is None or hi is None else f"{mean:.3f} [{lo:.3f}, {hi:.3f}]"
+    return f"{mean:{form}}" if lo is None or hi is None or lo != lo else f"{mean:{form}} [{lo:{form}}, {hi:{form}}]"
 
 
 def _why(test: dict) -> str:
