@@ -2,8 +2,9 @@
 
     L = -sum_t m_t log p(y_t | x, y_<t) / sum_t m_t
 
-The same objective serves five sources of text, which differ in what the arm may read:
+The same objective serves six sources of text, which differ in what the arm may read:
     demonstrations  the curators' correct responses
+    expert          those of an expert who shows less (imitation of a narrow expert)
     own_samples     the policy's own samples that the verifier accepts (rejection sampling, RFT)
     critiques       critiques of candidate responses (critique fine-tuning, CFT, arXiv:2501.17703): x is the problem
                     and a candidate, y a critique of it by `critic` (tasks/critiques.py), right or wrong
@@ -18,13 +19,13 @@ trained policy is asked to solve the problem, never to criticise.
 
 import dataclasses
 
-from ceiling.config import Section, number, text
+from ceiling.config import ConfigError, Section, number, text
 from ceiling.regimes.base import Material, Regime, Round, negative_log_likelihood, response_example, text_example
 from ceiling.regimes.critique_grpo import critic_rounds, critique_texts, responses
 from ceiling.tasks import critiques
 
 CONFIG = Section(
-    source=text("demonstrations", choices=("demonstrations", "own_samples", "critiques", "text", "corpus")),
+    source=text("demonstrations", choices=("demonstrations", "expert", "own_samples", "critiques", "text", "corpus")),
     critic=text("task", choices=("task", "teacher", "file"), doc="who wrote the critiques of source=critiques"),
     critique_kind=text("cot", choices=critiques.KINDS, doc="what that critic may tell"),
     replay=number(0.0, low=0, high=1, doc="share of each batch drawn from the prior's corpus"),
@@ -32,6 +33,7 @@ CONFIG = Section(
 
 _READS = {
     "demonstrations": ("prompt", "solution"),
+    "expert": ("prompt", "solution"),
     "own_samples": ("prompt", "answer"),
     "text": ("text",),
     "corpus": ("text",),
@@ -44,7 +46,14 @@ def reads(cfg):
     return _READS[cfg["source"]]
 
 
+def check(task, source: str) -> None:
+    """Raise ConfigError if the task has no such demonstrations."""
+    if source == "expert" and not hasattr(task, "expert"):
+        raise ConfigError(f"source='expert': task {task.name} has no expert; use source='demonstrations'")
+
+
 def rounds(cfg, task, rng):
+    check(task, cfg["source"])
     prompts = lambda material: [p.prompt for p in material.problems]  # noqa: E731
     if cfg["source"] == "own_samples":
         return (Round("policy", cfg["samples_per_prompt"], task.max_response_tokens, prompts),)
@@ -88,9 +97,16 @@ def _fresh(material: Material, cfg):
             text_example(material.encode, p.context, p.stop + p.bridge + p.continuation)
             for _ in range(repeats) for p in passages
         ]  # fmt: skip
+    return shown(material, cfg["source"], [cfg["samples_per_prompt"]] * len(material.problems))
+
+
+def shown(material: Material, source: str, rows: list[int]):
+    """Examples of "demonstrations" or of the "expert". rows: how many of each problem, drawn in turn; a problem without
+    them contributes nothing."""
+    write = material.task.expert if source == "expert" else material.task.demonstration
     texts = [
-        (p.prompt, material.task.demonstration(p, material.rng))
-        for _ in range(cfg["samples_per_prompt"]) for p in material.problems
+        (p.prompt, write(p, material.rng))
+        for i in range(max(rows)) for p, count in zip(material.problems, rows, strict=True) if i < count
     ]  # fmt: skip
     return [text_example(material.encode, prompt, response) for prompt, response in texts if response]
 

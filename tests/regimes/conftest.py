@@ -76,6 +76,30 @@ class ToyTask:
         return [(f"{letter}{i}$", f"{i}1") for i, letter in enumerate(problem.answer)] if problem.id % 2 else []
 
 
+class ToyWorld(ToyTask):
+    """The toy task with an environment and an expert: a call is text up to ":", answered with its mirror image between
+    dots; the expert asks for the first letter, then writes the word, but does not know every problem."""
+
+    environment = types.SimpleNamespace(
+        tags=(":",), opening=".", closing=".", max_calls=2, max_observation_tokens=8, timeout_s=5.0, workers=0,
+        failed="0", call=lambda problem, turn: turn[-2::-1],
+    )  # fmt: skip
+
+    def expert(self, problem, rng):
+        word = problem.answer
+        return None if problem.id % 5 == 4 else (f"{word[0]}:", f".{word[0]}.", f"{'#' * rng.integers(3)}{word}$")
+
+    def states(self, problem, rng):
+        turns = self.expert(problem, rng) or ()
+        return [(*turns[:i], "") for i in range(0, len(turns), 2)]
+
+    def expert_action(self, problem, state):
+        return self.expert(problem, np.random.default_rng(0))[len(state) - 1]
+
+    def reflection(self, problem, state, expert_action, expert_observation, action, observation):
+        return f"{observation or 0}{expert_observation or 0}#"
+
+
 def model_of(task, **overrides):
     shape = dict(width=16, ffn=32, layers=1, heads=4, kv_heads=2, head_dim=8, tied=False, embed_std=1.0,
                  scan_layers=False)  # fmt: skip
@@ -98,7 +122,9 @@ def arm(regime: str, **overrides) -> dict:
 
 def gather(regime, cfg, task, model, params, models, seed=0):
     """One step's (material, examples), written out apart from the loop: sample, judge, score, build. A round's prompts
-    are one of each problem, or several of each in turn."""
+    are one of each problem, or several of each in turn. A regime of an environment gets the toy task that has one."""
+    if "environment" in regime.reads(cfg) and not hasattr(task, "environment"):
+        task = ToyWorld()
     rng, verifier = np.random.default_rng(seed), Verifier(task)
     count = cfg["prompts_per_step"] * cfg.get("oversample", 1)
     replay = lambda n: task.corpus("prior", seed, n)  # noqa: E731
@@ -158,8 +184,8 @@ def toy():
     params, teacher, ema = (fresh(model, k) for k in (0, 1, 2))
     reference = jax.tree.map(lambda p, t: 0.9 * p + 0.1 * t, params, teacher)
     return types.SimpleNamespace(
-        Task=ToyTask, task=task, model=model, params=params, gather=gather, arm=arm, batch_of=batch_of,
-        models={"teacher": teacher, "reference": reference, "ema": ema}, slow_logprobs=slow_logprobs,
+        Task=ToyTask, task=task, world=ToyWorld(), model=model, params=params, gather=gather, arm=arm,
+        batch_of=batch_of, models={"teacher": teacher, "reference": reference, "ema": ema}, slow_logprobs=slow_logprobs,
         load=base.load, model_of=model_of, fresh=fresh,
     )  # fmt: skip
 

@@ -141,7 +141,7 @@ def test_regime_declares_itself(name):
     assert isinstance(regime, Regime) and regime.name == name and summary_line(name).endswith(".")
     assert not set(regime.config.entries) & set(loop.CONFIG.entries), "keys of the loop are the loop's"
     cfg = ceiling.arm(name).to_dict()
-    allowed = {"prompt", "answer", "solution", "text", "teacher text", "teacher logits"}
+    allowed = {"prompt", "answer", "solution", "text", "teacher text", "teacher logits", "environment"}
     assert regime.reads(cfg) and set(regime.reads(cfg)) <= allowed
     ceiling.validate(ceiling.defaults("lab", arms={"a": ceiling.arm(name, samples_per_prompt=4)}))
 
@@ -182,7 +182,7 @@ def variants(section):
 
 def dry_run(regime, cfg, toy, params):
     """Every function of the record on made-up samples and scores; the loss is traced, not compiled."""
-    rng, task = np.random.default_rng(0), toy.task
+    rng, task = np.random.default_rng(0), toy.world
     draw = lambda n: rng.integers(4, 27, n).astype(np.int32)  # noqa: E731
     material = Material(task, task.training({}, cfg["prompts_per_step"] * cfg.get("oversample", 1)), [], {},
                         lambda n: task.corpus("prior", 0, n), rng)  # fmt: skip
