@@ -134,9 +134,10 @@ def audit(documents):
         own = list(document.response[::2])
         opening = {"?": "empty plan"}.get(own[0][0], "plan") if "#" in own[0] else None
         plan, _, own[0] = own[0].rpartition("#")
-        asked = [re.fullmatch(r"[a-h]?<\d{3}(.+)>", turn)[1] for turn in own[:-1]]
+        asked = [re.fullmatch(r"(?:[a-h]\d{3}#)?<\d{3}(.+)>", turn)[1] for turn in own[:-1]]
         if asked[0] == "*":
             strategy, keys = "P", "".join(turn[0] for turn in own[1:])
+            assert all(turn[1:4] == turn[6:9] for turn in own[1:])
         elif any(len(keys) == 2 for keys in asked):
             bodies = [re.match(r"\[\d{3}([a-h]+)=", turn)[1] for turn in document.response[1::2]]
             strategy, keys = "J", "".join(bodies)
@@ -190,7 +191,7 @@ def test_documents_fit_the_alphabet_the_longest_response_and_the_longest_observa
     environment = task.environment
     for document in written[0] + task.corpus("teacher", 1, 1_000):
         assert len(task.tokenizer.encode(document.text)) == len(document.text)
-        assert len("".join(document.response)) <= 98 <= task.max_response_tokens
+        assert len("".join(document.response)) <= 106 <= task.max_response_tokens
         assert all(len(turn) <= environment.max_observation_tokens for turn in document.response[1::2])
         assert len(document.response) // 2 <= environment.max_calls
         assert document.response[-1].endswith("$") and "$" not in "".join(document.response[:-1])
@@ -221,7 +222,7 @@ def test_a_query_that_matches_nothing_is_answered_in_the_alphabet(task, turn):
 def test_a_trace_lists_what_was_asked_in_one_way_of_writing_and_what_was_shown(task):
     problem = task.splits.evaluation["C"][0]
     start, entity = problem.meta[0], task.splits.world.objects[problem.meta[0], "f"]
-    turns = played(task, problem, f"cd#<{start}f>", "<>", f"a<{start}f>", f"<{start}cd>", "=000$")
+    turns = played(task, problem, f"cd#<{start}f>", "<>", f"a#<{start}f>", f"<{start}cd>", "=000$")
     asked, shown = zip(*task.environment.trace(turns), strict=True)
     assert asked[0] == asked[2] != asked[3] and asked[1] == ""
     assert shown[:3] == ((f"{start}f={entity}",), (), (f"{start}f={entity}",))
@@ -395,6 +396,8 @@ def test_ee6_a_reflection_says_both_outcomes(task):
     problem = dataclasses.replace(task.splits.training["C"][0], answer="999")
     said = task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417c>", "[417c=230]")
     assert said == "417c230?417f582#"
+    assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "c99?#"
+    assert "999" not in task.reflection(problem, ("",), "<999f>", "[999f=999]", "=999$", "99[999]9")
 
 
 # ---- settings

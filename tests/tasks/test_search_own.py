@@ -1,8 +1,10 @@
 """Search over the user's own documents and questions: formats, calls, answers, verdicts (D1, X-7, X-9, V2)."""
 
 import json
+import math
 import re
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -15,6 +17,7 @@ from ceiling.tasks import search
 from ceiling.tasks.base import Document, Outcome
 from ceiling.tasks.search import answers
 from ceiling.tasks.search.calls import HERMES, SEARCH_R1, Malformed
+from ceiling.tasks.search.environment import Store
 
 EOS = "\x03"
 CITIES = ["Lund", "Oslo", "Rome", "Lima", "Bonn", "Kyiv", "Riga", "Doha"]
@@ -125,6 +128,30 @@ def test_an_engines_answers_never_raise(tmp_path):
         turn = '<tool_call>{"name": "search", "arguments": {"query": "' + query + '"}}</tool_call>'
         assert task.environment.call(None, turn) == "nothing was found"
         assert task.environment.trace((turn, observed(task, "nothing was found"), ""))[0][1] == ()
+
+
+def test_the_store_ranks_by_bm25_and_shows_nothing_that_shares_no_word(task):
+    """Against the formula of Robertson and Zaragoza with Lucene's idf, in plain Python."""
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(list("abcdefghij"), size=rng.integers(1, 9))) for _ in range(40)]
+    store, bags = Store(texts, lambda texts: [text.split() for text in texts]), [text.split() for text in texts]
+    average = np.mean([len(bag) for bag in bags])
+
+    def score(query, bag):
+        total = 0.0
+        for word in query.split():
+            df, tf = sum(word in other for other in bags), bag.count(word)
+            norm = 1.5 * (1 - 0.75 + 0.75 * len(bag) / average)
+            total += math.log(1 + (len(bags) - df + 0.5) / (df + 0.5)) * tf / (tf + norm)
+        return total
+
+    for query in ("a", "b c", "d e f", "a zz", "zz", ""):
+        expected = sorted((score(query, bag) for bag in bags), reverse=True)
+        found = store.best(query, 40)
+        assert [score(query, bags[i]) for i in found] == pytest.approx([x for x in expected if x > 0], abs=1e-5)
+        assert store.best(query, 3) == found[:3]
+    assert store.best("a", 40) != store.best("b", 40)
+    assert len(task.environment.call(None, "<search>the Lundaven</search>").splitlines()) == 1  # of three asked for
 
 
 # ---- answers
@@ -264,6 +291,7 @@ BAD = [
     ([hotpot("Lund", answer=7)], {}, r"q.jsonl:1: `answer` is neither text nor a list"),
     ([hotpot("Lund", question=" ")], {}, r"q.jsonl:1: `question` is not text, or empty"),
     ([hotpot("Lund", question="a\x03b")], {}, r"q.jsonl:1: contains '\x03', a control token"),
+    ([hotpot("Lund", answer="a\x03b")], {}, r"q.jsonl:1: its answer contains '\x03', a control token"),
     ([{"question": "x?"}], {}, r"q.jsonl:1: no field `answer`"),
     ([{"id": "dev_1", "question": "x?", "answer": "y", "answer_aliases": []}], {"questions_format": "musique"},
      "`id` 'dev_1' does not begin with its hops"),

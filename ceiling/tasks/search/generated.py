@@ -129,12 +129,16 @@ class GeneratedSearch:
                    observation: str) -> str:  # fmt: skip
         """A thought that compares what came of an action with what came of the expert's, and ends where the expert's
         action follows. It never says the gold answer, even where a search found it."""
-        outcome = lambda act, seen: _plain(seen or act).replace(problem.answer, "")[:8]  # noqa: E731
-        return f"{outcome(action, observation)}?{outcome(expert_action, expert_observation)}#"
+        outcomes = (observation or action, expert_observation or expert_action)
+        return "?".join(_without(text, problem.answer)[:8] for text in outcomes) + "#"
 
 
-def _plain(text: str) -> str:
-    return "".join(c for c in text if c not in "<>[]=#$?")
+def _without(text: str, answer: str) -> str:
+    """What a thought may hold of a text, less the answer, also where taking it out puts another together."""
+    text = "".join(c for c in text if c not in "<>[]=#$?")
+    while answer in text:
+        text = text.replace(answer, "")
+    return text
 
 
 # Names that the tables of the configuration may use, in the order in which they are drawn.

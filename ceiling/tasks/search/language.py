@@ -9,9 +9,10 @@ An episode is one of four strategies, and all of them answer right if the aliase
     H  hop by hop        <417k>[417k=582]<582m>[582m=903]=903$
     V  verified          H, with its last query asked twice
     J  joint             <417km>[417km=903]=903$   where no such document is, [417k=582] comes and the search goes on
-    P  profile and pick  <417*>[417*a119b307...]k<582*>[582*...]m=903$
+    P  profile and pick  <417*>[417*a119b307...]k582#<582*>[582*...]m903#=903$
 
-It may begin with a plan, the aliases of the question's relations: "km#<417k>...". Own text up to "#" is a thought.
+It may begin with a plan, the aliases of the question's relations: "km#<417k>...". Own text up to "#" is a thought. What
+an agent copies into a call or an answer always lies five tokens back, but for the first entity.
 """
 
 import re
@@ -34,12 +35,12 @@ OPENING, CLOSING, TAG, FAILED = "[", "]", ">", "?"
 MAX_CALLS = 6
 MAX_OBSERVATION = 2 + 4 + 4 * len(KEYWORDS)  # a profile
 MAX_REFLECTION = 2 * 8 + 2
-MAX_RESPONSE = 120  # three hops with a reflection before every action; two profiles after a plan are 98
+MAX_RESPONSE = 120  # three hops with a reflection before every action; two profiles after a plan are 106
 
 _QUERY = re.compile(r"([0-9]{3})(\*|[a-h]{1,2})")
-# A thought, what was picked from a profile, and a call or the answer.
-_CALL = re.compile(rf"(?:[^<>=\[\]#$]*#)?[a-h]?<(?:{_QUERY.pattern})>")
-_ANSWER = re.compile(r"(?:[^<>=\[\]#$]*#)?[a-h]?=[0-9]{3}\$")
+_THOUGHT = r"(?:[^<>=\[\]#$]*#)?"
+_CALL = re.compile(rf"{_THOUGHT}<{_QUERY.pattern}>")
+_ANSWER = re.compile(rf"{_THOUGHT}=[0-9]{{3}}\$")
 _FACT = re.compile(r"([0-9]{3})([a-h]{1,2})=([0-9]{3})")
 _PROFILE = re.compile(r"([0-9]{3})\*((?:[a-h][0-9]{3})*)")
 
@@ -94,7 +95,8 @@ def episode(strategy: str, start: str, keys: str, ask: Callable[[str], str], pla
         query = at + ("*" if strategy == "P" else left[: 1 + (strategy == "J")])
         said, own = read_document(call()), ""
         if strategy == "P":
-            own, at, left = left[0], said[at, left[0]], left[1:]
+            at = said[at, left[0]]
+            own, left = f"{left[0]}{at}#", left[1:]
         else:
             (((_, used), at),) = said.items()
             left = left[len(used) :]
@@ -109,5 +111,5 @@ def feasible(strategy: str, depth: int) -> str:
 
 
 def well_formed(turns: Turns) -> bool:
-    """Whether every call is a query and the last turn an answer, each after at most a thought and a pick."""
+    """Whether every call is a query and the last turn an answer, each after at most one thought."""
     return all(_CALL.fullmatch(turn) for turn in turns[:-1:2]) and bool(_ANSWER.fullmatch(turns[-1]))

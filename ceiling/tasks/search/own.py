@@ -153,6 +153,8 @@ class OwnSearch:
         for i, row in enumerate(rows):
             try:
                 prompt = prompts.render(self.tokenizer, row.text, **self._prompt)
+                if (token := prompts.control_token(self.tokenizer, row.answers[0])) is not None:
+                    raise ValueError(f"its answer contains {token!r}, a control token of the tokenizer; remove it")
             except ConfigError:
                 raise
             except ValueError as error:
