@@ -4,6 +4,7 @@ Each section is a function of the view that returns HTML. A section with nothing
 is instead of failing, so the page can be written after every stage.
 """
 
+from ceiling.evals.summary import METRICS
 from ceiling.report import bars, figures, planes
 from ceiling.report.panels import alone, arranged, described, grid, pending, pooled, rows_for
 from ceiling.report.tables import Raw, chip, details, matrix, table, text, verdict_key
@@ -334,23 +335,7 @@ def _new_table(view: View) -> str:
 
 
 def _diversity_table(view: View) -> str:
-    keys = [
-        key
-        for key in (
-            "strategy_entropy",
-            "distinct_strategies",
-            "distinct_correct",
-            "answer_entropy",
-            "answer_entropy_corrected",
-            "unique_answers",
-            "unique_answers_equal_tokens",
-            "distinct_responses",
-            "distinct_2",
-            "process_valid_share",
-            "mean_length",
-        )
-        if any(r.get(key) is not None for r in view.rows("diversity"))
-    ]
+    keys = [key for key in METRICS if any(r.get(key) is not None for r in view.rows("diversity"))]
     rows = []
     for r in view.rows("diversity"):
         cells = [view.group_title(r["group"]), chip(view.looks[r["arm"]])]

@@ -6,6 +6,7 @@ at the end, so that a report never loses data; a declared one without rows is si
 
 from dataclasses import dataclass, field
 
+from ceiling.evals.summary import METRICS
 from ceiling.report.svg import ARM_COLOURS, arm_colour, role
 from ceiling.report.units import clean
 
@@ -18,9 +19,7 @@ TABLES = {
     "crossings": "arm group share k_lo k k_hi",
     "sets": "arm group seed both base_only tuned_only neither expansion shrinkage",
     "sampling_gap": "arm group k delta_se delta_se_lo delta_se_hi seeds",
-    "diversity": "arm group strategy_entropy distinct_strategies distinct_correct answer_entropy "
-    "answer_entropy_corrected unique_answers unique_answers_equal_tokens distinct_responses distinct_2 "
-    "process_valid_share mean_length",
+    "diversity": " ".join(("arm", "group", *METRICS)),
     "likelihood": "arm seed group nll_under_base nll_under_self",
     "ledger": "arm seed phase model flops tokens sequences seconds student",
     "counters": "arm seed name value",
