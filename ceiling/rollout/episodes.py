@@ -79,8 +79,7 @@ def converse(
     if len(scene.problems) != len(prompts):
         raise ValueError(f"rollout: {len(scene.problems)} problems for {len(prompts)} prompts; give one for each")
     rule = _Rule(jax.random.key(seed), jnp.float32(temperature), float(top_p), temperature == 0)
-    play = _Play(policy, rule, prompts, ids.astype(np.uint32), scene, n, max_new_tokens, slots, opening)
-    play.first_sample = first_sample
+    play = _Play(policy, rule, prompts, ids.astype(np.uint32), scene, n, first_sample, max_new_tokens, slots, opening)
     play.run()
     return play.out
 
@@ -101,10 +100,10 @@ class _Episode:
 class _Play:
     """The episodes of one call: slots of the device, and what the host knows of each."""
 
-    def __init__(self, policy, rule, prompts, ids, scene, n, max_new_tokens, slots, opening):
+    def __init__(self, policy, rule, prompts, ids, scene, n, first_sample, max_new_tokens, slots, opening):
         self.policy, self.rule, self.prompts, self.ids, self.scene = policy, rule, prompts, ids, scene
-        self.n, self.R, self.requests, self.next = n, max_new_tokens, n * len(prompts), 0
-        self.opening, self.first_sample = np.asarray(opening, np.int32), 0
+        self.n, self.first_sample, self.R, self.opening = n, first_sample, max_new_tokens, np.asarray(opening, np.int32)
+        self.requests, self.next = n * len(prompts), 0  # request r is sample r % n of prompt r // n
         self.words, self.environment = tools.Wording(scene.environment, scene.tokenizer), scene.environment
         config, groups = policy.config, 1 if policy.mesh is None else parts(policy.mesh.shape, BATCH)
         self.B = B = -(-min(slots, self.requests) // groups) * groups
