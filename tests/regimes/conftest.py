@@ -97,7 +97,7 @@ class ToyWorld(ToyTask):
         return self.expert(problem, np.random.default_rng(0))[len(state) - 1]
 
     def reflection(self, problem, state, expert_action, expert_observation, action, observation):
-        return f"{observation or 0}{expert_observation or 0}#"
+        return f"{observation or action[:-1]}{expert_observation or 0}#"
 
 
 def model_of(task, **overrides):

@@ -81,6 +81,9 @@ def test_EE1_without_alternatives_it_is_sft_to_the_bit(source, kind, toy):
     for one, other in zip(a, b, strict=True):
         assert np.array_equal(one.tokens, other.tokens) and np.array_equal(one.mask, other.mask)
     assert ours.rng.bit_generator.state == theirs.rng.bit_generator.state
+    rng, write = np.random.default_rng(7), task.expert if source == "expert" else task.demonstration
+    texts = [(p.prompt, write(p, rng)) for _ in range(4) for p in ours.problems]
+    assert [task.tokenizer.decode(e.tokens) for e in a] == [x + "".join(y) for x, y in texts if y]
     assert regime.reads(cfg) == sft.reads({"source": source}) and regime.counts(ours, a, cfg) == {}
 
 
@@ -177,10 +180,10 @@ def test_EE5_a_reflection_compares_both_outcomes_and_ends_with_the_experts_actio
     cfg = toy.arm("early_experience", kind="reflection", samples_per_prompt=3, alternatives=2)
     ends = set()
     for step in range(6):
-        got, material, counts = rows(world, cfg, ("1k:", "kk$"), ids=(101,), key=(0, step))
+        got, material, counts = rows(world, cfg, ("1k:", "kk$a:"), ids=(101,), key=(0, step))  # the second is an answer
         (problem,), (one, other, demonstration) = material.problems, got
         expert = world.environment.call(problem, states(world, problem)[problem.prompt])
-        for (context, target, whole), outcome in ((one, ".k1."), (other, "0")):
+        for (context, target, whole), outcome in ((one, ".k1."), (other, "kk")):
             action = states(world, problem)[context]
             came = f".{expert}." if action.endswith(":") else "0"
             thought, _, done = target.removeprefix(outcome + came).partition("#")
