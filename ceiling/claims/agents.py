@@ -14,13 +14,13 @@ REACHED = "C R"
 
 
 def experiment(scale: Scale, arms: dict):
-    """A configuration of the generated search world at a scale. An episode costs several texts of the lab: fewer are
-    drawn, and its prior takes a quarter more steps."""
+    """A configuration of the generated search world at a scale. An episode costs several texts of the lab, so fewer are
+    drawn."""
     scale = dataclasses.replace(scale, n=min(scale.n, 128), k=min(scale.k, 64))
     config = ceiling.defaults("search", arms=arms)
     config.train.mix = MIX
     config.model.update(MODEL)
-    config.prior.update({**PRIOR, "steps": scale.prior * 5 // 4})
+    config.prior.update({**PRIOR, "steps": scale.prior})
     config.teacher.update({**TEACHER, "steps": scale.teacher})
     return lab.sized(config, scale)
 

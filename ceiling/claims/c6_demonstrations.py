@@ -14,7 +14,7 @@ def experiments(scale):
         "half": sft("imitation, half", source="expert", spend=0.5),
         "half_grpo": grpo("imitation, then GRPO", start="half", spend=0.5),
         "il": sft("imitation, equal updates", source="expert", steps=UPDATES),
-        "world": early("next states alone", kind="world_model", steps=FIRST, control=True),
+        "world": early("next states alone", kind="world_model", alternatives=8, steps=FIRST, control=True),
         "world_il": sft("world model, then imitation", source="expert", start="world", steps=UPDATES - FIRST),
         "reflection": early("self-reflection", kind="reflection", alternatives=3, steps=UPDATES),
     })}  # fmt: skip

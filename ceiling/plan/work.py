@@ -7,13 +7,14 @@ and train on is read from what its functions return, so a new regime is planned 
 
 import dataclasses
 import math
+import types
 
 import numpy as np
 
 from ceiling import ledger as accounts
 from ceiling.regimes.base import Material, Regime, Sample
 from ceiling.tasks import critiques
-from ceiling.tasks.base import Document, Outcome, Passage, Problem, Verdict
+from ceiling.tasks.base import Document, Outcome, Passage, Problem, Turns, Verdict
 
 COINS = 16
 CRITIQUE = 256  # tokens of a critique, if a response is as long
@@ -49,7 +50,7 @@ class Update:
 
 
 class _Tokenizer:
-    vocab_size, eos = 1 << 20, "."
+    vocab_size, eos, stop_ids, special = 1 << 20, ".", (), ()
 
     def encode(self, text: str) -> list[int]:
         return [0] * len(text)
@@ -62,9 +63,12 @@ class _Tokenizer:
 
 
 class _Task:
-    """As much of a task as regimes ask for, verdicts aside. What frames a response in a prompt has no length."""
+    """As much of a task as regimes ask for, verdicts aside. What frames a response in a prompt has no length. An
+    expert's state is as long as a response; nothing comes of what is done in it, so its rows are demonstrations."""
 
     name, max_document_tokens = "plan", 0
+    environment = types.SimpleNamespace(tags=(">",), opening="[", closing="]", max_calls=0, max_observation_tokens=3,
+                                        timeout_s=1.0, workers=0, failed="?", call=None)  # fmt: skip
     critics = dict.fromkeys(critiques.CRITICS, critiques.KINDS)
 
     def __init__(self, prompt_tokens: int, max_response_tokens: int):
@@ -82,6 +86,17 @@ class _Task:
 
     def demonstration(self, problem: Problem, rng) -> str:
         return "d" * self.max_response_tokens
+
+    expert = demonstration
+
+    def states(self, problem: Problem, rng) -> list[Turns]:
+        return [("d" * self.max_response_tokens, "", "")]
+
+    def expert_action(self, problem: Problem, state: Turns) -> str:
+        return "a"
+
+    def reflection(self, problem: Problem, state: Turns, *seen: str) -> str:
+        return "?"
 
     def critique(self, problem: Problem, response: str, verdict: Verdict, kind: str) -> str:
         return "c" * (self.max_critique_tokens - len(self.tokenizer.eos))

@@ -67,7 +67,8 @@ class Material:
     """What a step gives a regime. samples[r][i][j]: round r, problem i, sample j. scores[name][i]:
     log-probs of the masked tokens of the i-th example of that request. replay(count) draws documents of
     the prior's corpus. rng is keyed by (seed, step), so a step can be rerun; key is (seed, step) itself, for draws
-    that must not depend on what was drawn before. labels: by problem id, for a regime that asked for them."""
+    that must not depend on what was drawn before. labels: by problem id, for a regime that asked for them. events: what
+    happened as examples were built, for `counts`."""
 
     task: Any
     problems: list[Problem]
@@ -77,6 +78,7 @@ class Material:
     rng: np.random.Generator
     labels: dict[int, Label] | None = None
     key: tuple[int, int] = (0, 0)
+    events: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self.task.tokenizer.encode(text), np.int32)

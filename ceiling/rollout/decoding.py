@@ -62,7 +62,7 @@ def complete(
     if scene is None:
         out = generate(policy, opened, chunk_requests=chunk_requests, branch=rule.deterministic, **request)
     else:
-        out = converse(policy, opened, scene=scene, **{"top_p": 1.0, **request})
+        out = converse(policy, opened, scene=scene, opening=opening, **{"top_p": 1.0, **request})
     if ledger is not None:
         for name, amount in out.events.items():
             ledger.count(name, amount)

@@ -154,6 +154,26 @@ class Environment(Protocol):
         """What an episode did: every call in one way of writing, and the documents that its observation showed."""
 
 
+class Experienced(Task, Protocol):
+    """What a task has beside `Task` if an agent can learn from what it does in the states of an expert."""
+
+    environment: Environment
+
+    def expert(self, problem: Problem, rng: np.random.Generator) -> Turns | None:
+        """A demonstration by a narrow expert, or None where it has none. A task may have this alone."""
+
+    def states(self, problem: Problem, rng: np.random.Generator) -> list[Turns]:
+        """States before each action of the expert, ending with ""; none where the expert has none."""
+
+    def expert_action(self, problem: Problem, state: Turns) -> str:
+        """What the expert does there: the own turn that follows."""
+
+    def reflection(self, problem: Problem, state: Turns, expert_action: str, expert_observation: str, action: str,
+                   observation: str) -> str:  # fmt: skip
+        """Why the expert's action, given what came of both; observations as in Turns, "" after an action that is no
+        call. The expert's action follows. It must not tell the answer, or which of them is right."""
+
+
 class Critiqued(Task, Protocol):
     """What a task has beside `Task` if its responses can be critiqued (see critiques.py)."""
 
