@@ -7,10 +7,13 @@ UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 VENV_TPU := .venv-tpu
 
-.PHONY: quickstart test test-hosts test-tpu bench clean
+.PHONY: quickstart agents test test-hosts test-tpu bench clean
 
 quickstart: $(VENV)/.core  ## environment, then the default experiment: runs/quickstart/report.html
 	$(BIN)/python -m ceiling --config configs/lab.py --workdir runs/quickstart
+
+agents: $(VENV)/.core  ## environment, then agents that search: runs/agents/report.html
+	$(BIN)/python -m ceiling --config configs/agents.py --workdir runs/agents
 
 test: $(VENV)/.dev  ## environment, then all tests
 	$(BIN)/ruff check .
