@@ -1,4 +1,4 @@
-"""The experiment with agents that claims vary: the search task's prior, and arms at one ledger value."""
+"""The experiment with agents that configs/agents.py runs and that claims vary: arms from one prior, at one budget."""
 
 import dataclasses
 import functools
@@ -6,27 +6,43 @@ import functools
 import ceiling
 from ceiling.claims import lab
 from ceiling.claims.base import Scale
-from ceiling.tasks.search.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER
+from ceiling.tasks.search.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER, THOUGHTS
 
 COVERED = "C"  # what the narrow expert demonstrates
 UNCOVERED = "R X W"  # what it does not, and the prior can do at times
 REACHED = "C R"
-
-
-def experiment(scale: Scale, arms: dict):
-    """A configuration of the generated search world at a scale. An episode costs several texts of the lab, so fewer are
-    drawn."""
-    scale = dataclasses.replace(scale, n=min(scale.n, 128), k=min(scale.k, 64))
-    config = ceiling.defaults("search", arms=arms)
-    config.train.mix = MIX
-    config.model.update(MODEL)
-    config.prior.update({**PRIOR, "steps": scale.prior})
-    config.teacher.update({**TEACHER, "steps": scale.teacher})
-    return lab.sized(config, scale)
+BUDGET = 5 / 3  # of the lab's: an episode is longer than a text of the lab
+SAMPLES, K = 128, 64  # most that are drawn of a problem, for the same reason
+UPDATES = 60  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
+FIRST = 20  # of these, on next states
 
 
 def _arm(regime: str, title: str, **settings):
     return ceiling.arm(regime, title=title, **{"lr": LR[regime], **ROWS, **settings})
 
 
-grpo, sft, early = (functools.partial(_arm, regime) for regime in ("grpo", "sft", "early_experience"))
+_grpo, _sft, _early = (functools.partial(_arm, regime) for regime in ("grpo", "sft", "early_experience"))
+ARMS = {
+    "grpo": _grpo("GRPO"),
+    "sft": _sft("SFT, diverse demonstrations"),
+    "expert": _sft("SFT, narrow expert", source="expert"),
+    "distill": _arm("distill", "distillation"),
+    "rlp": _arm("rlp", "RLP", **THOUGHTS),
+    "half": _sft("SFT, narrow expert, half", source="expert", spend=0.5),
+    "half_grpo": _grpo("that, then GRPO", start="half", spend=0.5),
+    "il": _sft("imitation, equal updates", source="expert", steps=UPDATES),
+    "world": _early("next states alone", kind="world_model", alternatives=8, steps=FIRST, control=True),
+    "world_il": _sft("world model, then imitation", start="world", source="expert", steps=UPDATES - FIRST),
+    "reflection": _early("self-reflection", kind="reflection", alternatives=3, steps=UPDATES),
+}
+
+
+def experiment(scale: Scale, names: str):
+    """A configuration of the generated search world at a scale, with these of the ARMS."""
+    scale = dataclasses.replace(scale, n=min(scale.n, SAMPLES), k=min(scale.k, K), flops=scale.flops * BUDGET)
+    config = ceiling.defaults("search", arms={name: ARMS[name].copy_and_resolve_references() for name in names.split()})
+    config.train.mix = MIX
+    config.model.update(MODEL)
+    config.prior.update({**PRIOR, "steps": scale.prior})
+    config.teacher.update({**TEACHER, "steps": scale.teacher})
+    return lab.sized(config, scale)

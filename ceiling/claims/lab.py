@@ -50,6 +50,9 @@ def sized(config, scale: Scale):
         for arm in config.arms.values():
             arm.update(prompts_per_step=4, samples_per_prompt=4, microbatches=1, pool=4)
             arm.minibatches = min(arm.minibatches, 2)
+            arm.steps = min(arm.steps, 1)
+            if "alternatives" in arm:
+                arm.alternatives = min(arm.alternatives, 4)
             if "pass_k" in arm:
                 arm.pass_k = 2
             if arm.regime == "distill":
