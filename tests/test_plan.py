@@ -277,6 +277,15 @@ def test_time_follows_the_stated_shares_and_devices():
         assert 2 * a.seconds["sampling"] <= b.seconds["sampling"] <= 4 * a.seconds["sampling"]
 
 
+def test_an_arm_makes_the_updates_that_its_budget_buys_or_that_it_was_given():
+    config = real(**{"budget.flops": 1e18})
+    config.arms.sft.steps = 7
+    found = {stage.name: stage for stage in plan(config).stages}
+    assert found["sft"].updates == 7
+    student = sum(amount for key, amount in found["grpo"].flops.items() if not key.endswith("/teacher"))
+    assert found["grpo"].updates == pytest.approx(1e18 / student)
+
+
 def test_a_refused_configuration_has_no_plan():
     with pytest.raises(ConfigError, match="config.plan.device='abacus' is not allowed"):
         plan(real(**{"plan.device": "abacus"}))

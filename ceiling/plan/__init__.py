@@ -183,7 +183,7 @@ class _World:
         return Stage(
             name, cfg["regime"], sum(math.prod(table(model)[p].shape) for p in mine), held,
             self._phases(one, configs, cfg), flops, self._seconds(one, configs, cfg, flops),
-            cfg["steps"] if "steps" in cfg else self.config["budget"]["flops"] / self._on_axis(flops),
+            cfg["steps"] or self.config["budget"]["flops"] / self._on_axis(flops),
             _knobs(key, model, cfg),
         )  # fmt: skip
 

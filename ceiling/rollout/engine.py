@@ -89,7 +89,7 @@ def generate(
     """
     prompts = [np.asarray(p, np.int32) for p in prompts]
     ids = np.arange(len(prompts)) if problem_ids is None else np.asarray(problem_ids)
-    _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests)
+    check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests)
     branches = first_sample + n if branch else 0
     if branches > policy.config.vocab_size:
         raise ValueError(f"rollout: {branches} branches of a vocabulary of {policy.config.vocab_size}; ask for fewer")
@@ -285,7 +285,7 @@ def pad_prompts(prompts, rows: int, capacity: int):
     return tokens_CP, lengths_C
 
 
-def _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests):
+def check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests):
     if not prompts or any(len(p) == 0 for p in prompts):
         raise ValueError("rollout: every prompt needs at least one token; got an empty prompt or list")
     if ids.shape != (len(prompts),):

@@ -39,7 +39,7 @@ from ceiling.model.sharding import BATCH, constrain, parts
 from ceiling.model.transformer import unembed
 from ceiling.rollout import cache as kv
 from ceiling.rollout import sampling, tools
-from ceiling.rollout.engine import Completions, _check, bucket, pad_prompts
+from ceiling.rollout.engine import Completions, bucket, check, pad_prompts
 from ceiling.rollout.scoring import BATCH_BYTES, batch_rows
 from ceiling.tasks.base import Environment, Problem
 
@@ -75,7 +75,7 @@ def converse(
     and of every episode all but its last. executed_tokens counts all rows of all programs, idle and padded ones too."""
     prompts = [np.asarray(p, np.int32) for p in prompts]
     ids = np.arange(len(prompts)) if problem_ids is None else np.asarray(problem_ids)
-    _check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, 1)
+    check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, 1)
     if len(scene.problems) != len(prompts):
         raise ValueError(f"rollout: {len(scene.problems)} problems for {len(prompts)} prompts; give one for each")
     rule = _Rule(jax.random.key(seed), jnp.float32(temperature), float(top_p), temperature == 0)
