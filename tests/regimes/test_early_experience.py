@@ -248,7 +248,7 @@ def test_EE4_EE5_in_the_generated_world(kind, toy):
     cfg = toy.arm("early_experience", kind=kind, samples_per_prompt=4, alternatives=3)
     problems = [p for p in task.training({"C": 1.0}, 8)]
     material = Material(task, problems, [], {}, lambda n: [], np.random.default_rng(0))
-    actions = ("<123a>", "ab#<321*>", "<1")
+    actions = ("<123a>", "ab#<321b>", "<1")
     (spec,) = regime.rounds(cfg, task, None)
     material.samples = [
         [[Sample(material.encode(x), material.encode(a), np.zeros(len(a), np.float32), a[-1] == ">", None)

@@ -80,13 +80,11 @@ def test_cp1_oracle_agrees_with_a_walk_over_the_documents_on_10000_items(task, f
             facts, start, [ALIAS[c] for c in path])  # fmt: skip
 
 
-def test_cp1_joint_documents_and_profiles_say_what_the_facts_say(task, facts):
+def test_cp1_joint_documents_say_what_the_facts_say(task, facts):
     documents = set(task.environment.store.documents)
     joint = [m for m in (re.fullmatch(r"(...)([a-h]{2})=(...)", text) for text in documents) if m]
     assert all(m[3] == walk(facts, m[1], m[2]) for m in joint) and within(len(joint), 120 * 64, 0.5)
-    for entity in {entity for entity, _ in facts}:
-        assert f"{entity}*" + "".join(key + facts[entity, key] for key in "abcdefgh") in documents
-    assert len(documents) == len(task.environment.store.documents) == 120 * 9 + len(joint)
+    assert len(documents) == len(task.environment.store.documents) == 120 * 8 + len(joint)
 
 
 def test_cp2_no_start_of_a_split_is_one_of_another_and_no_corpus_question_starts_at_an_entity(task, facts, written):
@@ -134,11 +132,8 @@ def audit(documents):
         own = list(document.response[::2])
         opening = {"?": "empty plan"}.get(own[0][0], "plan") if "#" in own[0] else None
         plan, _, own[0] = own[0].rpartition("#")
-        asked = [re.fullmatch(r"(?:[a-h]\d{3}#)?<\d{3}(.+)>", turn)[1] for turn in own[:-1]]
-        if asked[0] == "*":
-            strategy, keys = "P", "".join(turn[0] for turn in own[1:])
-            assert all(turn[1:4] == turn[6:9] for turn in own[1:])
-        elif any(len(keys) == 2 for keys in asked):
+        asked = [re.fullmatch(r"<\d{3}(.+)>", turn)[1] for turn in own[:-1]]
+        if any(len(keys) == 2 for keys in asked):
             bodies = [re.match(r"\[\d{3}([a-h]+)=", turn)[1] for turn in document.response[1::2]]
             strategy, keys = "J", "".join(bodies)
         else:
@@ -159,7 +154,7 @@ def test_cp6_exposure_counters_equal_an_audit_of_the_text(task, written):
 def test_cp3_shares_of_the_corpus_are_those_of_the_config(task, written):
     documents, exposure = written
     N = len(documents)
-    shares = {"P": 0.15 * 0.9, "J": 0.15 * 0.6, "V": 0.30}  # no three profiles, no joint query of one hop: H instead
+    shares = {"J": 0.20 * 0.6, "V": 0.35}  # no joint query of one hop: H instead
     for strategy, share in (shares | {"H": 1 - sum(shares.values())}).items():
         assert within(exposure.strategy[strategy], N, share), strategy
     for depth, share in {1: 0.4, 2: 0.5, 3: 0.1}.items():
@@ -191,7 +186,7 @@ def test_documents_fit_the_alphabet_the_longest_response_and_the_longest_observa
     environment = task.environment
     for document in written[0] + task.corpus("teacher", 1, 1_000):
         assert len(task.tokenizer.encode(document.text)) == len(document.text)
-        assert len("".join(document.response)) <= 106 <= task.max_response_tokens
+        assert len("".join(document.response)) <= 73 <= task.max_response_tokens
         assert all(len(turn) <= environment.max_observation_tokens for turn in document.response[1::2])
         assert len(document.response) // 2 <= environment.max_calls
         assert document.response[-1].endswith("$") and "$" not in "".join(document.response[:-1])
@@ -206,7 +201,7 @@ def test_bm25_finds_what_the_world_says_for_every_well_formed_query(task, facts)
     documents = set(task.environment.store.documents)
     pairs = ["".join(pair) for pair in itertools.product("abcdefgh", repeat=2)]
     for entity in sorted({entity for entity, _ in facts})[:12]:
-        for keys in [*"abcdefgh", "*", *pairs]:
+        for keys in [*"abcdefgh", *pairs]:
             found = task.environment.call(None, f"<{entity}{keys}>")
             assert found == task.splits.world.ask(entity + keys) and found in documents
             if len(keys) == 2 and not found.startswith(f"{entity}{keys}="):
@@ -254,7 +249,7 @@ def test_cp4_random_policies_are_bounded(task, facts):
 
 @pytest.mark.parametrize("strategy", lang.STRATEGIES)
 def test_cp7_v7_every_strategy_is_right_with_a_valid_process_and_its_own_label(task, strategy):
-    for problem in [p for p in task.evaluation() if len(p.meta[1]) == 2 or strategy != "P"]:
+    for problem in task.evaluation():
         turns = task.worked(problem, strategy)
         assert turns == played(task, problem, *turns[::2])  # what the engine finds is what was written
         verdict = task.verify(problem, turns)
@@ -350,7 +345,7 @@ def test_v7_demonstrations_are_right_diverse_where_curators_are_and_narrow_where
                     assert verdict.right and verdict.process
                     seen[kind, group].add(verdict.strategy)
     assert {group for kind, group in seen if kind == "diverse"} == set("CRVXW")
-    assert seen["diverse", "C"] == set("HPJV") and seen["diverse", "X"] == set("HJV")
+    assert seen["diverse", "C"] == seen["diverse", "X"] == set("HJV")
     assert {key: value for key, value in seen.items() if key[0] == "narrow"} == {("narrow", "C"): {"H"}}
 
 
@@ -382,9 +377,9 @@ def test_ee6_a_reflection_is_a_thought_without_the_gold_answer_that_leaves_the_e
         for state in states:
             right = task.expert_action(problem, state)
             wrong = ["".join(rng.choice(list(lang.SYMBOLS), size=rng.integers(0, 40))), f"={problem.answer}$",
-                     f"<{problem.meta[0]}*>", f"<{problem.meta[0]}d>"][rng.integers(4)]  # fmt: skip
+                     f"<{problem.meta[0]}>", f"<{problem.meta[0]}d>"][rng.integers(4)]  # fmt: skip
             said = task.reflection(problem, state, right, observe(problem, right), wrong, observe(problem, wrong))
-            assert problem.answer not in said and len(said) <= 18 and re.fullmatch(r"[^<>=\[\]$#]*#", said)
+            assert problem.answer not in said and len(said) <= 8 and re.fullmatch(r"[^<>=\[\]$#]*#", said)
             assert set(said) <= set(lang.SYMBOLS)
             turns += (said + right, *filter(None, [observe(problem, right)]))
         verdict = task.verify(problem, turns)
@@ -395,8 +390,8 @@ def test_ee6_a_reflection_is_a_thought_without_the_gold_answer_that_leaves_the_e
 def test_ee6_a_reflection_says_both_outcomes(task):
     problem = dataclasses.replace(task.splits.training["C"][0], answer="999")
     said = task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417c>", "[417c=230]")
-    assert said == "417c230?417f582#"
-    assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "c99?#"
+    assert said == "230?582#"
+    assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "?#"
     assert "999" not in task.reflection(problem, ("",), "<999f>", "[999f=999]", "=999$", "99[999]9")
 
 
@@ -404,7 +399,7 @@ def test_ee6_a_reflection_says_both_outcomes(task):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(strategies={"Q": 1.0}), "strategies.Q: unknown name; known: H, P, J, V"),
+    (dict(strategies={"Q": 1.0}), "strategies.Q: unknown name; known: H, J, V"),
     (dict(rho={"A": 1.0}), "rho.A: unknown name; known: E, F"),
     (dict(entities=900), "entities=900: there are"),
     (dict(training_per_group=600), "training_per_group=600: the world has"),

@@ -4,12 +4,11 @@ A question is a start entity and one to three relations, "417AB?": what is B of 
 say its *alias*, a keyword: "417k=582". So that *which* keyword a relation means (the association) and *searching*
 (asking, copying, chaining) are separate skills: the corpus can make the one rare while the other is common.
 
-An episode is one of four strategies, and all of them answer right if the aliases are:
+An episode is one of three strategies, and all of them answer right if the aliases are:
 
     H  hop by hop        <417k>[417k=582]<582m>[582m=903]=903$
     V  verified          H, with its last query asked twice
     J  joint             <417km>[417km=903]=903$   where no such document is, [417k=582] comes and the search goes on
-    P  profile and pick  <417*>[417*a119b307...]k582#<582*>[582*...]m903#=903$
 
 It may begin with a plan, the aliases of the question's relations: "km#<417k>...". Own text up to "#" is a thought. What
 an agent copies into a call or an answer always lies five tokens back, but for the first entity.
@@ -27,22 +26,20 @@ RELATIONS = COMMON + RARE + ABSENT
 TRUTH = dict(zip(RELATIONS, "fchabge", strict=True))  # relation -> its alias; none has "d"
 # The aliases that stand in place of the truth are those of another rare relation: every corpus asks for all of them.
 DECOY_OF = {"E": TRUTH["G"], "F": TRUTH["E"], "G": TRUTH["F"]}
-STRATEGIES = {"H": "hop by hop", "P": "profiles", "J": "joint queries", "V": "hop by hop, the last query twice"}
+STRATEGIES = {"H": "hop by hop", "J": "joint queries", "V": "hop by hop, the last query twice"}
 DEPTHS = (1, 2, 3)
-SYMBOLS = "?<>[]=*#$" + DIGITS + RELATIONS + KEYWORDS
+SYMBOLS = "?<>[]=#$" + DIGITS + RELATIONS + KEYWORDS
 
 OPENING, CLOSING, TAG, FAILED = "[", "]", ">", "?"
 MAX_CALLS = 6
-MAX_OBSERVATION = 2 + 4 + 4 * len(KEYWORDS)  # a profile
-MAX_REFLECTION = 2 * 8 + 2
-MAX_RESPONSE = 120  # three hops with a reflection before every action; two profiles after a plan are 106
+MAX_OBSERVATION = 11  # a joint document
+MAX_RESPONSE = 88  # three hops with a reflection before every action are 85; verified and after a plan they are 73
 
-_QUERY = re.compile(r"([0-9]{3})(\*|[a-h]{1,2})")
+_QUERY = re.compile(r"([0-9]{3})([a-h]{1,2})")
 _THOUGHT = r"(?:[^<>=\[\]#$]*#)?"
 _CALL = re.compile(rf"{_THOUGHT}<{_QUERY.pattern}>")
 _ANSWER = re.compile(rf"{_THOUGHT}=[0-9]{{3}}\$")
 _FACT = re.compile(r"([0-9]{3})([a-h]{1,2})=([0-9]{3})")
-_PROFILE = re.compile(r"([0-9]{3})\*((?:[a-h][0-9]{3})*)")
 
 
 def question(start: str, relations: str) -> str:
@@ -54,31 +51,23 @@ def fact(entity: str, keys: str, object_: str) -> str:
     return f"{entity}{keys}={object_}"
 
 
-def profile(entity: str, object_of: dict[str, str]) -> str:
-    """Document of everything about an entity. object_of: by keyword."""
-    return f"{entity}*" + "".join(key + object_ for key, object_ in object_of.items())
-
-
 def words(text: str) -> list[str]:
     """Words of a query or a document that the search engine matches: its subjects and, with their places, its
-    keywords. What a document says of them, after "=" or a keyword of a profile, is not matched."""
-    subject, keys = re.match(r"([^=a-h*]*)([a-h]*|\*)", text).groups()
+    keywords. What a document says of them, after "=", is not matched."""
+    subject, keys = re.match(r"([^=a-h]*)([a-h]*)", text).groups()
     return re.findall(r"[0-9]+", subject) + [f"{place}{key}" for place, key in enumerate(keys, 1)]
 
 
 def read_query(query: str) -> tuple[str, str] | None:
-    """(entity, keywords or "*") of a well-formed query."""
+    """(entity, keywords) of a well-formed query."""
     match = _QUERY.fullmatch(query)
     return match and match.groups()
 
 
 def read_document(text: str) -> dict[tuple[str, str], str]:
     """(entity, keywords) -> object: what a document says; empty where it is none."""
-    if match := _FACT.fullmatch(text):
-        return {match.groups()[:2]: match[3]}
-    if match := _PROFILE.fullmatch(text):
-        return {(match[1], pair[0]): pair[1:] for pair in re.findall(r"[a-h][0-9]{3}", match[2])}
-    return {}
+    match = _FACT.fullmatch(text)
+    return {match.groups()[:2]: match[3]} if match else {}
 
 
 def episode(strategy: str, start: str, keys: str, ask: Callable[[str], str], plan: str = "") -> Turns:
@@ -92,22 +81,17 @@ def episode(strategy: str, start: str, keys: str, ask: Callable[[str], str], pla
         return body
 
     while left:
-        query = at + ("*" if strategy == "P" else left[: 1 + (strategy == "J")])
-        said, own = read_document(call()), ""
-        if strategy == "P":
-            at = said[at, left[0]]
-            own, left = f"{left[0]}{at}#", left[1:]
-        else:
-            (((_, used), at),) = said.items()
-            left = left[len(used) :]
+        query = at + left[: 1 + (strategy == "J")]
+        (((_, used), at),) = read_document(call()).items()
+        own, left = "", left[len(used) :]
     if strategy == "V":
         call()
     return (*turns, f"{own}={at}$")
 
 
 def feasible(strategy: str, depth: int) -> str:
-    """The strategy, or H where it is none of its own: nothing to join in one hop; three profiles are too long."""
-    return "H" if (strategy, depth) in (("J", 1), ("P", 3)) else strategy
+    """The strategy, or H where it is none of its own: there is nothing to join in one hop."""
+    return "H" if (strategy, depth) == ("J", 1) else strategy
 
 
 def well_formed(turns: Turns) -> bool:

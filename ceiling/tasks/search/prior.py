@@ -79,7 +79,7 @@ def write(recipe: Recipe, seed: int, count: int) -> tuple[list[Document], Exposu
 
 
 NO_PLAN = "?"
-_FACTS = 2 * len(lang.KEYWORDS) + 1  # that one document can ask for: two profiles
+_FACTS = max(lang.DEPTHS) + 2  # that one document can ask for: a wrong call too, and another where joint ones lack
 
 
 class _Drawn(dict):

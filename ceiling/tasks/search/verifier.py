@@ -49,8 +49,6 @@ def strategy_of(turns: Turns) -> str | None:
     asked = [lang.read_query(query or "") for query in WORLD.queries(turns)]
     if not asked or None in asked:
         return None
-    if any(keys == "*" for _, keys in asked):
-        return "P"
     if any(len(keys) == 2 for _, keys in asked):
         return "J"
     return "V" if len(asked) > 1 and asked[-1] == asked[-2] else "H"

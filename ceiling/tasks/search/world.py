@@ -52,8 +52,6 @@ class World:
 
     def ask(self, query: str) -> str:
         entity, keys = lang.read_query(query)
-        if keys == "*":
-            return lang.profile(entity, {key: self.objects[entity, key] for key in lang.KEYWORDS})
         if len(keys) == 2 and held_out_pair(entity, keys, self.joint):
             keys = keys[0]
         return lang.fact(entity, keys, self.follow(entity, keys))
@@ -106,7 +104,6 @@ def make(seed: int, entities: int, joint: float, evaluation: int, training: int,
 def _documents(world: World, names: list[str]):
     for entity in names:
         yield from (world.ask(entity + key) for key in lang.KEYWORDS)
-        yield world.ask(entity + "*")
         joint = ("".join(pair) for pair in itertools.product(lang.KEYWORDS, repeat=2))
         yield from (world.ask(entity + keys) for keys in joint if not held_out_pair(entity, keys, world.joint))
 
