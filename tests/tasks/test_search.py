@@ -392,7 +392,8 @@ def test_ee6_a_reflection_says_both_outcomes(task):
     said = task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417c>", "[417c=230]")
     assert said == "230?582#"
     assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "?#"
-    assert "999" not in task.reflection(problem, ("",), "<999f>", "[999f=999]", "=999$", "99[999]9")
+    problem = dataclasses.replace(problem, answer="903")  # taking it out of 990303 puts it together again
+    assert task.reflection(problem, ("",), "=903$", "", "<990303>", "[990303=111]") == "111?#"
 
 
 # ---- settings

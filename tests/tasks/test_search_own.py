@@ -277,6 +277,7 @@ def test_d1_no_held_out_question_is_trained_on(tmp_path):
     assert len(task.evaluation()) == 2 and task.overlap == 2 and task.left_out == 2
     assert not texts(task.evaluation()) & texts(task.training({}, 99)) and len(task.training({}, 99)) == 6
     assert len({p.id for p in task.evaluation() + task.training({}, 99)}) == 8
+    assert all(p.id >= 2**31 for p in task.evaluation())  # whatever is trained on, their noise is their own
     split = make(tmp_path)
     assert len(split.evaluation()) == 3 and len(split.training({}, 99)) == 5
     assert not texts(split.evaluation()) & texts(split.training({}, 99))

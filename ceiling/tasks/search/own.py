@@ -196,7 +196,7 @@ class OwnSearch:
 
     def verify(self, problem: Problem, response: Turns) -> Verdict:
         strategy = self._strategy(response)
-        said = answers.final((*response[:-1], self.tokenizer.split_end(response[-1])[0]))
+        said = answers.final(response)
         if said is None:
             return Verdict(Outcome.UNPARSED, strategy=strategy)
         golds = problem.meta.answers
