@@ -12,6 +12,7 @@ COVERED = "C"  # what the narrow expert demonstrates
 UNCOVERED = "R X W"  # what it does not, and the prior can do at times
 REACHED = "C R"
 BUDGET = 5 / 3  # of the lab's: an episode is longer than a text of the lab
+STEPS = 5 / 6  # of the lab's prior
 SAMPLES, K = 128, 64  # most that are drawn of a problem, for the same reason
 UPDATES = 60  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
 FIRST = 20  # of these, on next states
@@ -43,6 +44,6 @@ def experiment(scale: Scale, names: str):
     config = ceiling.defaults("search", arms={name: ARMS[name].copy_and_resolve_references() for name in names.split()})
     config.train.mix = MIX
     config.model.update(MODEL)
-    config.prior.update({**PRIOR, "steps": scale.prior})
+    config.prior.update({**PRIOR, "steps": round(STEPS * scale.prior)})
     config.teacher.update({**TEACHER, "steps": scale.teacher})
     return lab.sized(config, scale)
