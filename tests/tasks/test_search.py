@@ -392,8 +392,7 @@ def test_ee6_a_reflection_says_both_outcomes(task):
     said = task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417c>", "[417c=230]")
     assert said == "230?582#"
     assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "?#"
-    problem = dataclasses.replace(problem, answer="903")  # taking it out of 990303 puts it together again
-    assert task.reflection(problem, ("",), "=903$", "", "<990303>", "[990303=111]") == "111?#"
+    assert task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417d>", "[417d=999]") == "?582#"
 
 
 # ---- settings
