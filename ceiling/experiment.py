@@ -236,9 +236,8 @@ def _fingerprints(config: dict) -> dict:
     """The data section with the content hash of every local file or checkpoint that the run reads: another file of
     the same name is another run. Hub data sets are pinned by their revision."""
     named = {"config.data.path": config["data"]["path"], "config.model.path": config["model"]["path"],
-             "config.teacher.path": config["teacher"]["path"],
-             "config.task.evaluation_path": config["task"].get("evaluation_path", ""),
-             "config.task.critiques_path": config["task"].get("critiques_path", "")}  # fmt: skip
+             "config.teacher.path": config["teacher"]["path"]}  # fmt: skip
+    named |= {f"config.task.{key}": value for key, value in config["task"].items() if key.endswith("_path")}
     hashes = {key: content_hash(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
     return {"data": {**config["data"], "sha256": hashes}}
 
