@@ -11,11 +11,9 @@ from ceiling.tasks.search.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER, TH
 COVERED = "C"  # what the narrow expert demonstrates
 UNCOVERED = "R X W"  # what it does not, and the prior can do at times
 REACHED = "C R"
-BUDGET = 5 / 3  # of the lab's: an episode is longer than a text of the lab
-STEPS = 5 / 6  # of the lab's prior
-SAMPLES, K = 128, 64  # most that are drawn of a problem, for the same reason
-UPDATES = 60  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
-FIRST = 20  # of these, on next states
+LESS = 2 / 3  # of the lab's problems and pretraining steps, and an eighth of its samples: episodes are longer
+UPDATES = 36  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
+FIRST = 12  # of these, on next states
 
 
 def _arm(regime: str, title: str, **settings):
@@ -40,10 +38,11 @@ ARMS = {
 
 def experiment(scale: Scale, names: str):
     """A configuration of the generated search world at a scale, with these of the ARMS."""
-    scale = dataclasses.replace(scale, n=min(scale.n, SAMPLES), k=min(scale.k, K), flops=scale.flops * BUDGET)
+    less = {key: max(1, round(LESS * getattr(scale, key))) for key in ("problems", "prior", "teacher")}
+    scale = dataclasses.replace(scale, n=max(4, scale.n // 8), k=max(2, scale.k // 8), **less)
     config = ceiling.defaults("search", arms={name: ARMS[name].copy_and_resolve_references() for name in names.split()})
     config.train.mix = MIX
     config.model.update(MODEL)
-    config.prior.update({**PRIOR, "steps": round(STEPS * scale.prior)})
+    config.prior.update({**PRIOR, "steps": scale.prior})
     config.teacher.update({**TEACHER, "steps": scale.teacher})
     return lab.sized(config, scale)

@@ -46,7 +46,7 @@ def page(c: dict) -> str:
     arms = [
         f"| {a['experiment']} | {a['title']}{' (control)' if a['control'] else ''} | {', '.join(a['reads']) or '-'} "
         f"| {a['at_1']:.3f} ({_signed(a['at_1_change'])}) | {a['at_k']:.3f} ({_signed(a['at_k_change'])}) "
-        f"| {a['student_flops']:.2e} | {a['teacher_flops']:.2e} | {a['seconds']:.0f} |"
+        f"| {a['student_flops']:.2e} | {a['teacher_flops']:.2e} | {a.get('tool_calls', 0):.0f} | {a['seconds']:.0f} |"
         for a in c["arms"]
     ]  # fmt: skip
     k = c["arms"][0]["k"]
@@ -59,8 +59,9 @@ def page(c: dict) -> str:
         f"![Effects and arms of {c['id']}]({c['id']}.svg)", "",
         "## Tests", "", "| test | statement | effect, margin | verdict |", "|---|---|---|---|", *tests, "",
         f"## Arms and their ledgers (groups {c['groups']})", "",
-        f"| experiment | arm | reads | pass@1 (change) | pass@{k} (change) | student FLOP | teacher FLOP | seconds |",
-        "|---|---|---|---|---|---|---|---|", *arms, "",
+        f"| experiment | arm | reads | pass@1 (change) | pass@{k} (change) | student FLOP | teacher FLOP | tool calls "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---|---|", *arms, "",
     ]  # fmt: skip
     if points := c.get("measured"):
         lines += ["## Measured against the prior", "", "Means over seeds and problems with 95 % intervals; no verdict "

@@ -78,10 +78,12 @@ def _arms(evidence: base.Evidence, groups: str) -> list[dict]:
             row[f"{label}_change"] = [change.mean, change.lo, change.hi]
         mine = [r for r in ledger if r["arm"] == name and r["phase"] != "evaluate"]
         seeds = len({r["seed"] for r in mine}) or 1
+        calls = [r["value"] for r in evidence.tables["counters"] if (r["arm"], r["name"]) == (name, "tool calls")]
         row |= {
             "student_flops": sum(r["flops"] for r in mine if r["student"]) / seeds,
             "teacher_flops": sum(r["flops"] for r in mine if not r["student"]) / seeds,
             "tokens": sum(r["tokens"] for r in mine) / seeds, "seconds": sum(r["seconds"] for r in mine) / seeds,
+            "tool_calls": sum(calls) / seeds,
         }  # fmt: skip
         out.append(row)
     return out
