@@ -11,7 +11,8 @@ from ceiling.tasks.search.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER, TH
 COVERED = "C"  # what the narrow expert demonstrates
 UNCOVERED = "R X W"  # what it does not, and the prior can do at times
 REACHED = "C R"
-LESS = 2 / 3  # of the lab's problems and pretraining steps, and an eighth of its samples: episodes are longer
+# Episodes are longer than the lab's texts: shares of its numbers of problems, samples and pretraining steps.
+LESS = {"problems": 2 / 3, "n": 1 / 8, "k": 1 / 8, "prior": 2 / 3, "teacher": 3 / 7}
 UPDATES = 36  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
 FIRST = 12  # of these, on next states
 
@@ -38,8 +39,8 @@ ARMS = {
 
 def experiment(scale: Scale, names: str):
     """A configuration of the generated search world at a scale, with these of the ARMS."""
-    less = {key: max(1, round(LESS * getattr(scale, key))) for key in ("problems", "prior", "teacher")}
-    scale = dataclasses.replace(scale, n=max(4, scale.n // 8), k=max(2, scale.k // 8), **less)
+    if scale.prior >= lab.SMOKE:
+        scale = dataclasses.replace(scale, **{key: round(share * getattr(scale, key)) for key, share in LESS.items()})
     config = ceiling.defaults("search", arms={name: ARMS[name].copy_and_resolve_references() for name in names.split()})
     config.train.mix = MIX
     config.model.update(MODEL)

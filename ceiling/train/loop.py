@@ -328,8 +328,8 @@ class Trainer:
         """Examples as micro-batches of one shape, on the mesh. The row count is one of four, so an arm
         compiles at most four programs however its lengths drift."""
         micro = self.cfg["microbatches"]
-        each = -(-sequences // micro)
-        parts = [examples[i * each : (i + 1) * each] for i in range(micro)]
+        each, share = -(-sequences // micro), -(-len(examples) // micro)  # shared out: all are as long as the longest
+        parts = [examples[i * share : (i + 1) * share] for i in range(micro)]
         lengths = [len(e.tokens) for e in examples]
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # rows and sequences are shared out evenly
         slots = -(-each // devices) * devices
