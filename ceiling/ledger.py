@@ -80,14 +80,16 @@ def _projections(config) -> dict[str, tuple[int, int]]:
     return {"wq": (D, Q), "wk": (D, K), "wv": (D, K), "wo": (Q, D), "w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}
 
 
-def sampling_flops(config, prompt_lengths, lengths_Nn) -> float:
+def sampling_flops(config, prompt_lengths, lengths_Nn, drawn_Nn=None) -> float:
     """Generation with each prompt prefilled once (head on its last token only) for all its samples:
-    F(P), then F(P + R) - F(P) per sample."""
+    F(P), then F(P + R) - F(P) per sample. drawn_Nn: how many of the R tokens the model drew (default: all): the
+    others, which tools wrote, are run through it without the head."""
     P_N = np.asarray(prompt_lengths, np.float64)
     R_Nn = np.asarray(lengths_Nn, np.float64)
+    drawn_Nn = R_Nn if drawn_Nn is None else drawn_Nn
     prefill = forward_flops(config, P_N, head_tokens=1)
     P_Nn = np.broadcast_to(P_N[:, None], R_Nn.shape)
-    return prefill + forward_flops(config, P_Nn + R_Nn) - forward_flops(config, P_Nn)
+    return prefill + forward_flops(config, P_Nn + R_Nn, head_tokens=P_Nn + drawn_Nn) - forward_flops(config, P_Nn)
 
 
 @dataclasses.dataclass

@@ -174,6 +174,12 @@ def test_sampling_is_one_prefill_and_a_decode_per_sample(prompts, n, seed):
     assert sampling_flops(CONFIG, prompts, lengths_Nn) == expected
 
 
+def test_FL2_what_tools_wrote_is_run_without_the_head():
+    lengths_Nn, drawn_Nn = np.array([[9, 4], [7, 0]]), np.array([[5, 4], [1, 0]])
+    saved = 2 * CONFIG.width * CONFIG.vocab_size * int((lengths_Nn - drawn_Nn).sum())
+    assert sampling_flops(CONFIG, [3, 8], lengths_Nn, drawn_Nn) == sampling_flops(CONFIG, [3, 8], lengths_Nn) - saved
+
+
 # --- the account ---------------------------------------------------------------------------------------
 
 charges = st.lists(

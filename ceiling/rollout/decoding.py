@@ -68,7 +68,7 @@ def complete(
             ledger.count(name, amount)
         ledger.charge(
             "evaluate", "policy", sequences=out.lengths.size, executed_tokens=out.executed_tokens,
-            flops=accounts.sampling_flops(policy.config, [len(p) for p in opened], out.lengths),
+            flops=accounts.sampling_flops(policy.config, [len(p) for p in opened], out.lengths, out.drawn),
             tokens=out.lengths.sum() + sum(map(len, opened)),
         )  # fmt: skip
     out = _with_opening(out, opening)

@@ -59,6 +59,11 @@ class Completions:
         """bool, one per token of the response: whether the model wrote it; None where it wrote all of it."""
         return None if self.own is None else self.own[i, j, : self.lengths[i, j]]
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """int[prompts, n]: tokens of each response that the model wrote."""
+        return self.lengths if self.own is None else self.own.sum(axis=2)
+
     def text(self, i: int, j: int, decode: Callable) -> str | Turns:
         """The response as a task reads it: a text, or the turns of an episode."""
         tokens, own = self.response(i, j), self.written(i, j)

@@ -257,7 +257,7 @@ class Trainer:
             out = generate(sampler, prompts, chunk_requests=shared, **sampling)
         self.ledger.charge(
             "rollout", spec.model, seconds=time.perf_counter() - start, sequences=out.lengths.size,
-            flops=accounts.sampling_flops(sampler.config, [len(p) for p in prompts], out.lengths),
+            flops=accounts.sampling_flops(sampler.config, [len(p) for p in prompts], out.lengths, out.drawn),
             tokens=out.lengths.sum() + sum(map(len, prompts)), executed_tokens=out.executed_tokens,
         )  # fmt: skip
         start = time.perf_counter()
