@@ -200,6 +200,11 @@ def validate(config) -> dict:
             "nothing of its budget is left to train with; lower one of them"
         )
     for name, entry in config["arms"].items():
+        if entry["steps"] and entry["spend"] != 1:
+            raise ConfigError(
+                f"config.arms.{name}.steps={entry['steps']} with spend={entry['spend']:g}: an arm stops after its "
+                "steps or at its share of the budget; leave one of them at its default"
+            )
         if entry["steps"] and trials > 1:
             raise ConfigError(
                 f"config.arms.{name}.steps={entry['steps']} with config.tuning.trials={trials}: a trial is a share of "

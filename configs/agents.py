@@ -1,4 +1,4 @@
-"""Agents that search: regimes and early experience from one prior, at one ledger value, in a generated world.
+"""Agents that search: regimes at one ledger value and early experience at one number of updates, from one prior.
 
     python -m ceiling --config configs/agents.py --workdir runs/agents
     python -m ceiling --config configs/agents.py:tiny --workdir runs/agents_tiny    # a smoke run: minutes, no verdicts

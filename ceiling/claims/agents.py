@@ -1,4 +1,5 @@
-"""The experiment with agents that configs/agents.py runs and that claims vary: arms from one prior, at one budget."""
+"""The experiment with agents that configs/agents.py runs and claims vary: arms from one prior, at one budget, or at one
+number of updates where a method is defined so."""
 
 import dataclasses
 import functools
@@ -9,11 +10,10 @@ from ceiling.claims.base import Scale
 from ceiling.tasks.search.recipe import LR, MIX, MODEL, PRIOR, ROWS, TEACHER, THOUGHTS
 
 COVERED = "C"  # what the narrow expert demonstrates
-UNCOVERED = "R X W"  # what it does not, and the prior can do at times
-REACHED = "C R"
+UNCOVERED = "R W"  # what it does not, and the prior seldom does
 # Episodes are longer than the lab's texts: shares of its numbers of problems, samples and pretraining steps.
 LESS = {"problems": 2 / 3, "n": 1 / 8, "k": 1 / 8, "prior": 2 / 3, "teacher": 3 / 7}
-UPDATES = 36  # of the arms at equal update counts (EE-3): il, world_il with world, reflection
+UPDATES = 36  # of the arms at equal update counts (EE-3), on problems that the expert knows
 FIRST = 12  # of these, on next states
 
 
@@ -21,7 +21,9 @@ def _arm(regime: str, title: str, **settings):
     return ceiling.arm(regime, title=title, **{"lr": LR[regime], **ROWS, **settings})
 
 
-_grpo, _sft, _early = (functools.partial(_arm, regime) for regime in ("grpo", "sft", "early_experience"))
+_grpo, _sft = (functools.partial(_arm, regime) for regime in ("grpo", "sft"))
+_KNOWN = dict(prompts_per_step=16, pool=512, mix={COVERED: 1.0}, source="expert")
+_imitate, _early = (functools.partial(_arm, regime, **_KNOWN) for regime in ("sft", "early_experience"))
 ARMS = {
     "grpo": _grpo("GRPO"),
     "sft": _sft("SFT, diverse demonstrations"),
@@ -30,10 +32,13 @@ ARMS = {
     "rlp": _arm("rlp", "RLP", **THOUGHTS),
     "half": _sft("SFT, narrow expert, half", source="expert", spend=0.5),
     "half_grpo": _grpo("that, then GRPO", start="half", spend=0.5),
-    "il": _sft("imitation, equal updates", source="expert", steps=UPDATES),
-    "world": _early("next states alone", kind="world_model", alternatives=8, steps=FIRST, control=True),
-    "world_il": _sft("world model, then imitation", start="world", source="expert", steps=UPDATES - FIRST),
-    "reflection": _early("self-reflection", kind="reflection", alternatives=3, steps=UPDATES),
+    # At equal update counts, whatever they cost.
+    "il": _imitate("imitation", steps=UPDATES),
+    "pause": _imitate("imitation, first part", steps=FIRST, control=True),
+    "pause_il": _imitate("imitation in two parts", start="pause", steps=UPDATES - FIRST),
+    "world": _early("next states", kind="world_model", alternatives=8, source="none", steps=FIRST, control=True),
+    "world_il": _imitate("next states, then imitation", start="world", steps=UPDATES - FIRST),
+    "reflection": _early("self-reflection", kind="reflection", alternatives=4, steps=UPDATES),
 }
 
 

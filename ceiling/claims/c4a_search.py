@@ -1,6 +1,6 @@
 """Reward training squeezes an agent's search into one way of searching; SFT on diverse demonstrations keeps many."""
 
-from ceiling.claims.agents import REACHED, experiment
+from ceiling.claims.agents import COVERED, experiment
 from ceiling.claims.base import Claim, Test
 
 
@@ -8,7 +8,7 @@ def experiments(scale):
     return {"main": experiment(scale, "grpo sft expert")}
 
 
-def less(metric, first, second, groups=REACHED):
+def less(metric, first, second, groups=COVERED):
     """A measure of diversity (evals/summary.py): of the first arm minus of the second, by seed and problem."""
     return lambda e: e["main"].metric(metric, first, groups) - e["main"].metric(metric, second, groups)
 
@@ -19,7 +19,7 @@ def kept(metric):
 
 CLAIM = Claim(
     id="C4A", title="Collapse of search", sources=("2505.22617", "2507.14843"), experiments=experiments,
-    groups=REACHED,
+    groups=COVERED,
     finding="Reward training squeezes the diversity of an agent's search; SFT on diverse demonstrations keeps it.",
     tests=(
         Test("trajectories", "GRPO lowers the entropy of trajectories (the calls in order), at equal n.",

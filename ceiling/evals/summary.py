@@ -287,7 +287,7 @@ def metrics(cell: Cell, m: int, budget_P=None) -> dict:
         out["answer_entropy"] = diversity.label_entropy(count_PX)
         out["answer_entropy_corrected"] = diversity.label_entropy(count_PX, miller_madow=True)
         out["unique_answers"] = diversity.distinct(count_PX).astype(np.float64)
-        if budget_P is not None:
+        if budget_P is not None and cell.length_Pn is not None:
             within_P = diversity.distinct_within(cell.answer_Pn, cell.length_Pn, budget_P)
             out["unique_answers_equal_tokens"] = within_P
     if cell.response_Pn is not None and cell.correct_Pn is not None:

@@ -2,18 +2,20 @@ r"""Early experience: learn from what the policy's own actions lead to in states
 
 For a state s_i of an expert's demonstration, in which the expert does a_i, from the paper's equations:
 
-    a_i^j ~ pi(. | s_i), j = 1 .. K          alternatives, by the policy as it is
+    a_i^j ~ pi_0(. | s_i), j = 1 .. K        alternatives, by the policy that the arm starts from
     s_i^j = environment(s_i, a_i^j)          what comes of them; s_i' is what comes of a_i
     world_model    L = -sum_j log p(s_i^j | s_i, a_i^j)        the next state's text, and nothing else (EE-2)
     reflection     L = -sum_j log p(c_i^j, a_i | s_i)          c_i^j: why a_i, given s_i' and s_i^j (EE-5)
 
 Of the samples_per_prompt rows of a problem, at most `alternatives` are these, and all others are demonstrations, the
-whole episode's own turns: without alternatives this is SFT (EE-1). No reward, verdict or gold answer is read (EE-6).
+whole episode's own turns: without alternatives this is SFT (EE-1); with source "none" they stay empty. No reward,
+verdict or gold answer is read (EE-6).
 
 An alternative is dropped if it is the expert's action, empty, or unfinished, has no next state to predict, or makes a
 text that no response may be as long as; a problem without an expert's state has none. Next states are made as in an
 episode (rollout/tools.py): at most so many calls at once, none for too long, a failed one answered with
-`environment.failed`. The ledger has the calls as "tool calls", with what was dropped beside them.
+`environment.failed`. The ledger has the calls as "tool calls"; beside them "alternatives dropped", and "alternatives
+without a state", drawn for problems that the expert does not know.
 
 The task has, beside `environment` and `expert(problem, rng)`:
     states(problem, rng)            states before each action of an expert's demonstration, as Turns that end with ""
@@ -38,7 +40,7 @@ CONFIG = Section(
     kind=text("world_model", choices=("world_model", "reflection"), doc="what is learned of alternative actions"),
     alternatives=number(4, whole=True, low=0, doc="actions of its own in a state (K); 0: SFT"),
     max_action_tokens=number(32, whole=True, low=1, doc="longer alternatives are dropped"),
-    source=text("expert", choices=("expert", "demonstrations"), doc="of the rows that alternatives leave"),
+    source=text("expert", choices=("expert", "demonstrations", "none"), doc="of the rows that alternatives leave"),
 )
 
 _STATES = 53  # of the keys of a step's draws
@@ -68,14 +70,17 @@ def reads(cfg):
 
 def rounds(cfg, task, rng):
     """The alternatives: up to the end of a call. They are not played on."""
-    sft.check(task, cfg["source"])
     count, rows = cfg["alternatives"], cfg["samples_per_prompt"]
+    if cfg["source"] != "none":
+        sft.check(task, cfg["source"])
+    elif not count:
+        raise ConfigError("source='none' with alternatives=0: there is nothing to learn from; set one of them")
     if count > rows:
         raise ConfigError(f"alternatives={count} exceeds samples_per_prompt={rows}, the rows of a problem; lower it")
     if not count:
         return ()
     longest = min(cfg["max_action_tokens"], task.max_response_tokens)
-    return (Round("policy", count, longest, _prompts, stop=_tag(task, cfg["kind"]), judged=False),)
+    return (Round("reference", count, longest, _prompts, stop=_tag(task, cfg["kind"]), judged=False),)
 
 
 def _tag(task, kind: str) -> str:
@@ -158,8 +163,10 @@ def examples(material: Material, cfg):
     learned: list[list[Example]] = [[] for _ in material.problems]
     if cfg["alternatives"]:
         learned, material.events = _experience(material, cfg)
-    left = [cfg["samples_per_prompt"] - len(rows) for rows in learned]
-    return [row for rows in learned for row in rows] + sft.shown(material, cfg["source"], left)
+    out = [row for rows in learned for row in rows]
+    if cfg["source"] == "none":
+        return out
+    return out + sft.shown(material, cfg["source"], [cfg["samples_per_prompt"] - len(rows) for rows in learned])
 
 
 def _experience(material: Material, cfg) -> tuple[list[list[Example]], dict[str, int]]:
@@ -183,8 +190,9 @@ def _experience(material: Material, cfg) -> tuple[list[list[Example]], dict[str,
             else:
                 row = _after(material, states[i], [action.tokens], np.asarray(after, np.int32))
             out[i] += [] if row is None else [row]
-    drawn = len(found) * cfg["alternatives"]
-    return out, events | {"alternatives dropped": drawn - sum(map(len, out))}
+    stateless = cfg["alternatives"] * sum(state is None for state in states)
+    dropped = cfg["alternatives"] * len(found) - stateless - sum(map(len, out))
+    return out, events | {"alternatives dropped": dropped, "alternatives without a state": stateless}
 
 
 def _reflected(material: Material, state: _State, after_expert: list[int], action: _Action, after: list[int]):

@@ -53,6 +53,8 @@ def complete(
     check(rule, policy.stop_ids, policy.config.vocab_size, max_new_tokens)
     if rule.rule == "cot" and (answers is None or scene is not None):
         raise ValueError("decoding: rule cot chooses by answers to single responses; pass `answers`, and no scene")
+    if scene is not None and any(tag in scene.tokenizer.decode(opening) for tag in scene.environment.tags):
+        raise ValueError("decoding: the opening has a call in it, which no tool would answer; leave it out")
     prompts = [np.asarray(p, np.int32) for p in prompts]
     opened = [np.concatenate([p, opening]) for p in prompts]
     draws = {"sample": n, "greedy": 1, "cot": rule.branches}[rule.rule]

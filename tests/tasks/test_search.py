@@ -369,7 +369,7 @@ def test_ee5_the_expert_acts_in_each_of_its_states_as_its_demonstration_does(tas
         task.expert_action(task.splits.training["C"][0], ("<000a>", "[000a=111]", ""))
 
 
-def test_ee6_a_reflection_is_a_thought_without_the_gold_answer_that_leaves_the_expert_right(task):
+def test_ee6_a_reflection_is_a_thought_that_reads_no_gold_answer_and_leaves_the_expert_right(task):
     rng = np.random.default_rng(2)
     observe = lambda p, act: f"[{task.environment.call(p, act)}]" if act.endswith(">") else ""  # noqa: E731
     for problem in task.splits.training["C"][:100]:
@@ -378,8 +378,10 @@ def test_ee6_a_reflection_is_a_thought_without_the_gold_answer_that_leaves_the_e
             right = task.expert_action(problem, state)
             wrong = ["".join(rng.choice(list(lang.SYMBOLS), size=rng.integers(0, 40))), f"={problem.answer}$",
                      f"<{problem.meta[0]}>", f"<{problem.meta[0]}d>"][rng.integers(4)]  # fmt: skip
-            said = task.reflection(problem, state, right, observe(problem, right), wrong, observe(problem, wrong))
-            assert problem.answer not in said and len(said) <= 8 and re.fullmatch(r"[^<>=\[\]$#]*#", said)
+            seen = (right, observe(problem, right), wrong, observe(problem, wrong))
+            said = task.reflection(problem, state, *seen)
+            assert len(said) <= 8 and re.fullmatch(r"[^<>=\[\]$#]*#", said)
+            assert said == task.reflection(dataclasses.replace(problem, answer=""), state, *seen)
             assert set(said) <= set(lang.SYMBOLS)
             turns += (said + right, *filter(None, [observe(problem, right)]))
         verdict = task.verify(problem, turns)
@@ -388,11 +390,10 @@ def test_ee6_a_reflection_is_a_thought_without_the_gold_answer_that_leaves_the_e
 
 
 def test_ee6_a_reflection_says_both_outcomes(task):
-    problem = dataclasses.replace(task.splits.training["C"][0], answer="999")
-    said = task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417c>", "[417c=230]")
-    assert said == "230?582#"
-    assert task.reflection(problem, ("",), "=999$", "", "<999999>", "[999999c99]") == "?#"
-    assert task.reflection(problem, ("",), "<417f>", "[417f=582]", "<417d>", "[417d=999]") == "?582#"
+    say = lambda *seen: task.reflection(task.splits.training["C"][0], ("",), *seen)  # noqa: E731
+    assert say("<417f>", "[417f=582]", "<417c>", "[417c=230]") == "230?582#"
+    assert say("=999$", "", "<999999>", "[999999c99]") == "?#"
+    assert say("<999f>", "[999f=582]", "<>", "[?]") == "?582#"
 
 
 # ---- settings

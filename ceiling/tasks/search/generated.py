@@ -127,16 +127,14 @@ class GeneratedSearch:
 
     def reflection(self, problem: Problem, state: Turns, expert_action: str, expert_observation: str, action: str,
                    observation: str) -> str:  # fmt: skip
-        """A thought that compares what came of an action with what came of the expert's, and ends where the expert's
-        action follows. It never says the gold answer, even where a search found it."""
-        outcomes = (observation or action, expert_observation or expert_action)
-        return "?".join(_outcome(text, problem.answer) for text in outcomes) + "#"
+        """A thought that puts what a search found beside what the expert's found, and ends where the expert's action
+        follows. Nothing in it depends on the gold answer."""
+        return "?".join(_found(seen) for seen in (observation, expert_observation)) + "#"
 
 
-def _outcome(text: str, answer: str) -> str:
-    """What a document or an answer says, at most three digits; nothing where that is the gold answer."""
-    said = "".join(c for c in text.rpartition("=")[2] if c in lang.DIGITS)[:3]
-    return "" if said == answer else said
+def _found(observation: str) -> str:
+    """The object that a document names; nothing where there is none."""
+    return "".join(lang.read_document(observation.removeprefix(lang.OPENING).removesuffix(lang.CLOSING)).values())
 
 
 # Names that the tables of the configuration may use, in the order in which they are drawn.

@@ -2,8 +2,8 @@
 
 MODEL = dict(width=64, ffn=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_base=100.0, tied=False, qkv_bias=True,
              embed_std=1.0, qk_bias_std=1.0, scan_layers=False)  # fmt: skip
-PRIOR = dict(steps=800, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
-TEACHER = dict(steps=467, prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
+PRIOR = dict(prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
+TEACHER = dict(prompts_per_step=48, lr=6e-3, pool=1, mix={"C": 1.0})
 # Shares of training problems. X (three hops) and W (after a forced wrong call) are in: no demonstration of the narrow
 # expert is, but an agent that acts may meet them.
 MIX = {"C": 0.40, "R": 0.25, "V": 0.10, "A": 0.05, "X": 0.10, "W": 0.10}
