@@ -11,7 +11,7 @@ An episode is one of three strategies, and all of them answer right if the alias
     J  joint             <417km>[417km=903]=903$   where no such document is, [417k=582] comes and the search goes on
 
 It may begin with a plan, the aliases of the question's relations: "km#<417k>...". Own text up to "#" is a thought. What
-an agent copies into a call or an answer always lies five tokens back, but for the first entity.
+an agent copies into its next call or answer lies five tokens back.
 """
 
 import re
