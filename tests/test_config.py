@@ -161,7 +161,7 @@ def test_c1_names_of_tasks_regimes_and_variants(config):
     for value in ("grop", "base", "", "../sft"):
         broken = copy.deepcopy(config)
         broken["arms"]["grpo"]["regime"] = value
-        refused(broken, f"regime={value!r}", "distill, grpo, rlp, sft")
+        refused(broken, f"regime={value!r}", "critique_grpo, distill, early_experience, grpo, rlp, sft")
     del config["arms"]["grpo"]["regime"]
     refused(config, "config.arms.grpo.regime: missing")
     refused({}, "config.task.name: missing")

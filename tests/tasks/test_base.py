@@ -21,7 +21,7 @@ class Counting:
 
 
 def test_unknown_task_lists_the_known_ones():
-    known = "corpus, gym, lab, questions"
+    known = "corpus, gym, lab, questions, search"
     with pytest.raises(ConfigError, match=rf"config\.task\.name='labb' is not a task; known: {known}$"):
         base.load({"name": "labb"}, {})
     for name in ("base", "numeric", "rewards", "", "lab.prior", "../lab", "os"):
