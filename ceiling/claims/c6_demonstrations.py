@@ -34,6 +34,11 @@ CLAIM = Claim(
         Test("self-reflection", "Self-reflection is above imitation there, at equal updates.",
              gain("reflection", "il", BEYOND)),
     ),
+    tried="In a first version (three seeds of configs/agents.py) the policy in training drew the alternatives and "
+          "demonstrations filled the rows that they left: 3 to 20 % of the rows were early experience, and the control "
+          "of next states was an imitation without their restart. What is judged here was stated after that was seen, "
+          "and before its arms ran. Then X stood among what imitation is compared on; a test of its own says now that "
+          "imitation forgets it, because the prior can do it.",
     refuted_by="Imitation that does as well outside what its demonstrations cover as agents that interact, or recovers "
                "as often.",
 )  # fmt: skip
