@@ -23,6 +23,9 @@ def run(claim: base.Claim, scale: base.Scale, workdir, scale_name: str = "") -> 
     """Run what is missing of a claim, judge it, and return the content of its claim.json."""
     workdir = pathlib.Path(workdir)
     experiments = claim.experiments(scale).items()
+    config = next(iter(dict(experiments).values()))  # all of a claim are of one size
+    size = {"flops": config.budget.flops, "problems": config.task.evaluation_per_group, "n": config.eval.n,
+            "k": config.eval.verdict_k, "prior": config.prior.steps, "teacher": config.teacher.steps}  # fmt: skip
     evidence = base.paired({
         name: _evidence(config, workdir, workdir / claim.id / name) for name, config in experiments
     })  # fmt: skip
@@ -33,7 +36,7 @@ def run(claim: base.Claim, scale: base.Scale, workdir, scale_name: str = "") -> 
     content = {
         "id": claim.id, "title": claim.title, "finding": claim.finding, "sources": list(claim.sources),
         "refuted_by": claim.refuted_by, "tried": claim.tried, "groups": claim.groups,
-        "verdict": base.overall(findings), "scale": {"name": scale_name, **dataclasses.asdict(scale)},
+        "verdict": base.overall(findings), "scale": {"name": scale_name, **dataclasses.asdict(scale), **size},
         "tests": [
             {**dataclasses.asdict(finding), "statement": test.statement, "unit": test.unit}
             for test, finding in zip(claim.tests, findings, strict=True)
