@@ -50,7 +50,7 @@ CLAIM = Claim(
              lambda e: e["main"].gain("random_clip", "random_no_clip", 1, "C")),
     ),
     tried="One and four problems, chosen by the variance of their accuracy in the arm with all of them; random "
-          "rewards (gamma 0.5) with eight inner updates, with and without a clip. Other numbers of inner updates, other "
+          "rewards (gamma 0.5) with eight inner updates, with and without a clip. Other numbers of inner updates, "
           "gammas and other ways of choosing were not tried.",
     refuted_by="A gain at pass@k as large as at pass@1, or one example and spurious rewards that give less than half "
                "of what the full data give.",
