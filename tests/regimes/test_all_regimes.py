@@ -190,7 +190,8 @@ def dry_run(regime, cfg, toy, params):
         prompts = [material.encode(text) for text in spec.prompts(material)]
         verdicts = [Verdict(Outcome(j % 2), "1" if j % 2 else None, 0.5 * (j % 2), True) for j in range(spec.n)]
         verdicts = verdicts if spec.judged else [None] * spec.n
-        flat = [Sample(p, draw(3), -rng.random(3).astype(np.float32), False, v) for p in prompts for v in verdicts]
+        ends = spec.stop is not None  # a call, or a thought
+        flat = [Sample(p, draw(3), -rng.random(3).astype(np.float32), ends, v) for p in prompts for v in verdicts]
         each = len(flat) // len(material.problems)
         material.samples.append([flat[i : i + each] for i in range(0, len(flat), each)])
     if regime.labels(cfg):
