@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ceiling.config import ConfigError
+
 
 def apportion(mix: dict[str, float], size: int) -> dict[str, int]:
     """Largest-remainder counts that sum to `size`: exact proportions, nothing lost to rounding. Names with a share
@@ -32,3 +34,11 @@ def pool(groups: dict[str, list], mix: dict[str, float], size: int) -> list:
     room = [int(len(groups[name]) * total / share + 1e-9) for name, share in mix.items() if share > 0]
     counts = apportion(mix, min([size, *room]))
     return [item for name, count in counts.items() for item in groups[name][:count]]
+
+
+def in_order(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
+    """The table config[key] of a task's section in the order of `names`, 0 where one is left out: the order of its keys
+    means nothing. Raises ConfigError for a name that is not among them."""
+    if unknown := sorted(set(config[key]) - set(names)):
+        raise ConfigError(f"config.task.{key}.{unknown[0]}: unknown name; known: {', '.join(names)}")
+    return {name: config[key].get(name, 0.0) for name in names}

@@ -7,7 +7,7 @@ Groups, language, corpus and verifier are in the files beside this one.
 import numpy as np
 
 from ceiling.config import ConfigError, Section, number, table, text
-from ceiling.data.mixture import apportion
+from ceiling.data import mixture
 from ceiling.data.tokens import CharTokenizer
 from ceiling.tasks import critiques
 from ceiling.tasks.base import Document, Group, Passage, Problem, Verdict
@@ -44,7 +44,7 @@ class Lab:
     max_critique_tokens, max_critique_prompt_tokens = critic.MAX_CRITIQUE, critic.MAX_PROMPT
 
     def __init__(self, config):
-        self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
+        self.config = {**config, **{key: mixture.in_order(config, key, names) for key, names in _TABLES.items()}}
         criticised = config["critiques"] > 0
         self.tokenizer = CharTokenizer(lang.SYMBOLS + (lang.MARKS if criticised else ""), eos="$")
         # Without the documents no model of the lab can read a critique, let alone write one; they show one kind of it.
@@ -60,7 +60,7 @@ class Lab:
         return [p for group in self.splits.evaluation.values() for p in group]
 
     def training(self, mix: dict[str, float], size: int) -> list[Problem]:
-        counts = apportion(mix, size)
+        counts = mixture.apportion(mix, size)
         out = []
         for group, count in counts.items():
             pool = self.splits.training.get(group)
@@ -87,9 +87,9 @@ class Lab:
         if problem.group not in self.config["demonstrated_groups"].split():
             return None
         letters, digits = problem.meta
-        mixture = self.config["demonstrations"]
-        weights = np.array(list(mixture.values()))
-        strategy = str(rng.choice(list(mixture), p=weights / weights.sum()))
+        shares = self.config["demonstrations"]
+        weights = np.array(list(shares.values()))
+        strategy = str(rng.choice(list(shares), p=weights / weights.sum()))
         if problem.group == "M":  # only the right-to-left working reaches the truth
             strategy = "B"
         return lang.render(strategy, letters, [lang.TRUTH[c] for c in letters], digits)
@@ -121,13 +121,6 @@ _TABLES = {
     "rho": ("R", "V", "U"), "strategies": tuple(lang.STRATEGIES), "teacher_strategies": tuple(lang.STRATEGIES),
     "demonstrations": tuple(lang.STRATEGIES), "depths": ("1", "2", "3", "4"), "teacher_depths": ("1", "2", "3", "4"),
 }  # fmt: skip
-
-
-def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
-    """A table in the lab's own order, 0 where a name is left out: the order of its keys means nothing."""
-    if unknown := sorted(set(config[key]) - set(names)):
-        raise ConfigError(f"config.task.{key}.{unknown[0]}: unknown name; known: {', '.join(names)}")
-    return {name: config[key].get(name, 0.0) for name in names}
 
 
 def make(config, data, tokenizer=None) -> Lab:

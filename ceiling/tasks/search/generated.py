@@ -6,7 +6,7 @@ Language, world, corpus and verifier are in the files beside this one.
 
 import numpy as np
 
-from ceiling.config import ConfigError, Section, number, table, text
+from ceiling.config import Section, number, table, text
 from ceiling.data import mixture
 from ceiling.data.tokens import CharTokenizer
 from ceiling.tasks.base import Document, Group, Passage, Problem, Turns, Verdict
@@ -47,7 +47,7 @@ class GeneratedSearch:
     guess_rate = 1e-3  # one of 10^3 names is right
 
     def __init__(self, config):
-        self.config = {**config, **{key: _known(config, key, names) for key, names in _TABLES.items()}}
+        self.config = {**config, **{key: mixture.in_order(config, key, names) for key, names in _TABLES.items()}}
         self.tokenizer = CharTokenizer(lang.SYMBOLS, eos="$")
         self.splits = world.make(
             config["seed"], config["entities"], config["joint"], config["evaluation_per_group"],
@@ -143,10 +143,3 @@ _TABLES = {
     "rho": tuple(lang.RARE), "strategies": _STRATEGIES, "teacher_strategies": _STRATEGIES,
     "demonstrations": _STRATEGIES, "expert": _STRATEGIES, "depths": _DEPTHS, "teacher_depths": _DEPTHS,
 }  # fmt: skip
-
-
-def _known(config, key: str, names: tuple[str, ...]) -> dict[str, float]:
-    """A table in the world's own order, 0 where a name is left out: the order of its keys means nothing."""
-    if unknown := sorted(set(config[key]) - set(names)):
-        raise ConfigError(f"config.task.{key}.{unknown[0]}: unknown name; known: {', '.join(names)}")
-    return {name: config[key].get(name, 0.0) for name in names}
