@@ -90,6 +90,46 @@ def stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
+def micro_batches(
+    examples: list[Example], *, parts: int, rows: int, max_tokens: int, multiple: int = 1
+) -> tuple[Batch, int]:
+    """Examples shared out over micro-batches of one shape: (Batch with a leading axis of `parts`, the number of those
+    that hold any). They fill as few as they fit in, all about as long; the last ones are blank and need not be run.
+
+    rows: of max_tokens tokens that a full part may take, so parts * rows examples fit whatever their lengths. It is
+    given one of four numbers of rows, so few programs are compiled however lengths drift; rows and sequences come in
+    multiples of `multiple` (devices). Raises ValueError as `pack` does."""
+    most, sequences = _up(rows, multiple), micro_sequences(parts, rows, multiple)
+    longest_first = sorted(examples, key=lambda e: -len(e.tokens))
+    tokens = sum(len(e.tokens) for e in examples)
+    for live in range(max(1, min(parts, -(-tokens // (most * max_tokens)))), parts + 1):
+        shares = _dealt(longest_first, live)
+        needed = max(_first_fit([len(e.tokens) for e in share], max_tokens)[1] for share in shares)
+        if needed <= most and len(shares[0]) <= sequences:
+            break
+    some = min(most, _up(needed, _up(-(-rows // 4), multiple)))
+    made = [pack(s, sequences=sequences, max_tokens=max_tokens, row_tokens=max_tokens, rows=some) for s in shares]
+    blank = jax.tree.map(np.zeros_like, made[0])
+    return stack(made + [blank] * (parts - live)), live
+
+
+def micro_sequences(parts: int, rows: int, multiple: int) -> int:
+    """Sequences that a micro-batch of so many rows has room for: four to a row, if there are as many."""
+    return min(4 * _up(rows, multiple), _up(parts * rows, multiple))
+
+
+def _up(n: int, step: int) -> int:
+    """The smallest multiple of step that is not below n."""
+    return -(-n // step) * step
+
+
+def _dealt(items: list, hands: int) -> list[list]:
+    """Items, the longest first, dealt to and fro: into hands of equal size (or one more) and about equal sums."""
+    turns = [items[i : i + hands] for i in range(0, len(items), hands)]
+    turns[1::2] = [turn[::-1] for turn in turns[1::2]]
+    return [[turn[hand] for turn in turns if hand < len(turn)] for hand in range(hands)]
+
+
 def _first_fit(lengths: list[int], row_tokens: int):
     """(row, start) per item and the number of rows used, longest items first."""
     place = [(0, 0)] * len(lengths)

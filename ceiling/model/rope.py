@@ -7,19 +7,23 @@ its frequency where r >= rope_high, is divided where r <= rope_low, and is inter
 between.
 
 Example:
-    q_BTNH = rotary(q_BTNH, positions_BT, frequencies(config))
+    q_BTNH = rotary(q_BTNH, *rotations(config, positions_BT)[False])
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
 
 
-def frequencies(config: ModelConfig, local=None):
-    """f32[H/2] radians per token. local: whether the layer is a local one (may be traced); None without
-    windows. Local layers have a base of their own and are never stretched."""
+def rotations(config: ModelConfig, positions_BT):
+    """(cos, sin), each f32[B, T, 1, H/2], by whether a layer is a local one; without windows there are no local ones.
+    Local layers have a base of their own and are never stretched.
+
+    They are the same for every layer and head, yet XLA would compute them again in each fusion that reads them (a tenth
+    of a step on a CPU; it drops optimization_barrier before it fuses). What is read from a product is computed once."""
     spread_h = _spread(config, config.rope_base)
     if config.rope_scaling == "linear":
         spread_h = spread_h / config.rope_factor
@@ -27,7 +31,11 @@ def frequencies(config: ModelConfig, local=None):
         turns_h = config.rope_trained_tokens * spread_h / (2 * math.pi)
         keep_h = jnp.clip((turns_h - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
         spread_h = keep_h * spread_h + (1 - keep_h) * spread_h / config.rope_factor
-    return spread_h if local is None else jnp.where(local, _spread(config, config.local_rope_base), spread_h)
+    by_local = {False: spread_h, True: _spread(config, config.local_rope_base)} if config.window else {False: spread_h}
+    position_BT11 = positions_BT[:, :, None, None].astype(jnp.float32)
+    angles = {local: position_BT11 * frequency_h for local, frequency_h in by_local.items()}
+    once = lambda x: jnp.dot(x, jnp.eye(config.head_dim // 2), precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    return {local: (once(jnp.cos(angle)), once(jnp.sin(angle))) for local, angle in angles.items()}
 
 
 def _spread(config: ModelConfig, base: float):
@@ -35,9 +43,8 @@ def _spread(config: ModelConfig, base: float):
     return base ** (-jnp.arange(half, dtype=jnp.float32) / half)
 
 
-def rotary(x_BTNH, positions_BT, frequency_h):
+def rotary(x_BTNH, cos_BT1h, sin_BT1h):
     """Rotary embedding in the half-split convention (first half of H paired with the second)."""
-    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    turned = [a * cos_BT1h - b * sin_BT1h, b * cos_BT1h + a * sin_BT1h]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)

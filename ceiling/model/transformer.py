@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ceiling.model.config import ModelConfig, table
-from ceiling.model.rope import frequencies, rotary
+from ceiling.model.rope import rotary, rotations
 from ceiling.model.sharding import constrain, gathered
 
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
@@ -91,11 +91,13 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
     returns (out_BTNH, state), `local` being what `within_window` takes; queries arrive scaled. `state` (a cache, or
     None) is carried, never stacked: scanning a cache as xs -> ys copies it once more per step."""
 
+    turns = rotations(config, positions_BT)
+
     def block(carry, layer_and_weights):
         x_BTD, state = carry
         layer, local, p = layer_and_weights
         p = {name: _whole(w, config, f"layers/{name}") for name, w in p.items()}
-        q, k, v = queries_keys_values(p, config, _normed(p, "attn_norm", config, x_BTD), positions_BT, local)
+        q, k, v = queries_keys_values(p, config, _normed(p, "attn_norm", config, x_BTD), _of(turns, local))
         out_BTNH, state = attend(layer, local, q, k, v, state)
         out_BTD = linear(p, config, "wo", out_BTNH.reshape(*out_BTNH.shape[:2], -1))
         x_BTD = x_BTD + _normed(p, "attn_post_norm", config, out_BTD)
@@ -120,15 +122,21 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
     return (rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config) if normalise else x_BTD), state
 
 
-def queries_keys_values(p, config: ModelConfig, h_BTD, positions_BT, local):
+def queries_keys_values(p, config: ModelConfig, h_BTD, turn):
     """(q_BTNH, k_BTKH, v_BTKH) of one layer with positions turned in and queries scaled."""
     q, k, v = (linear(p, config, w, h_BTD) for w in ("wq", "wk", "wv"))
     if config.qkv_bias:
         q, k, v = q + p["bq"], k + p["bk"], v + p["bv"]
     q, k = _normed(p, "q_norm", config, q), _normed(p, "k_norm", config, k)
-    frequency_h = frequencies(config, local)
-    q, k = rotary(q, positions_BT, frequency_h), rotary(k, positions_BT, frequency_h)
+    q, k = rotary(q, *turn), rotary(k, *turn)
     return q * (config.query_scale or config.head_dim**-0.5), k, v
+
+
+def _of(turns, local):
+    """What `rotations` says of a layer; local may be traced."""
+    if local is None:
+        return turns[False]
+    return jax.tree.map(lambda far, near: jnp.where(local, near, far), turns[False], turns[True])
 
 
 def feed_forward(p, config: ModelConfig, h_BTD):
@@ -185,7 +193,9 @@ def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     G = N // K
     q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKMS.reshape(B, K, G, T, S), NEG_INF)
+    # Added, not selected: the same numbers, and no select in the backward pass.
+    hidden_BTS = jnp.where(mask_BTS, 0.0, NEG_INF)
+    score_BKGTS = score_BKMS.reshape(B, K, G, T, S) + hidden_BTS[:, None, None]
     weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype).reshape(B, K, G * T, S)
     out_BKMH = jnp.einsum("bkms,bksh->bkmh", weight_BKMS, v_BKSH)
     return out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from ceiling.data.packing import Batch
+from ceiling.data.packing import Batch, micro_sequences
 from ceiling.model.config import ModelConfig, abstract
 from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
@@ -109,11 +109,13 @@ def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     each = math.ceil(cfg["prompts_per_step"] * cfg["samples_per_prompt"] / cfg["minibatches"] / cfg["microbatches"])
     rows = math.ceil(each / setting.rows_over) * setting.rows_over
     home = batch_sharding(setting.mesh, leading=1)
+    sequences = micro_sequences(cfg["microbatches"], each, setting.rows_over)
     make = lambda dtype, *shape: laid_out((cfg["microbatches"], *shape), dtype, home)  # noqa: E731
-    ints = [make(jnp.int32, rows, setting.tokens) for _ in range(5)]
-    mask = make(jnp.float32, rows, setting.tokens)
-    extra = {name: make(jnp.float32, rows, *[setting.tokens] * per_token) for name, per_token in update.extras}
-    return Batch(*ints[:4], mask, ints[4], extra)
+    packed = [make(jnp.int32, rows, setting.tokens) for _ in range(3)]
+    targets, index = (make(jnp.int32, sequences, setting.tokens) for _ in range(2))
+    mask = make(jnp.float32, sequences, setting.tokens)
+    extra = {name: make(jnp.float32, sequences, *[setting.tokens] * per_token) for name, per_token in update.extras}
+    return Batch(*packed, targets, mask, index, extra)
 
 
 def train_step(setting: Setting, cfg: dict) -> Program:

@@ -84,7 +84,7 @@ def loss(params, batch, frozen, forward, cfg):
         return token_divergence(student_CV, teacher_CV, cfg["beta"], cfg["kd_temperature"])
 
     per_token_M = map_chunks(chunk, forward.config.head_chunk_tokens, student_MD, teacher_MD)
-    total = jnp.sum(per_token_M.reshape(batch.mask_BT.shape) * batch.mask_BT)
+    total = jnp.sum(forward.view(per_token_M, batch) * batch.mask_BT)
     tokens = jnp.sum(batch.mask_BT)
     return total, tokens, {"divergence": (jax.lax.stop_gradient(total), tokens)}
 

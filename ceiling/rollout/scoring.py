@@ -92,5 +92,6 @@ def _margins(params, batch, *, config):
         top_C2 = jnp.exp(jax.lax.top_k(log_softmax_at(unembed(params, config, x_CD), 1.0), 2)[0])
         return top_C2[:, 0] - top_C2[:, 1]
 
-    margin_M = map_chunks(chunk, config.head_chunk_tokens, Forward(config).activations(params, batch))
-    return constrain(margin_M.reshape(batch.targets_BT.shape), None, None, like=params["embed"])  # for every host
+    forward = Forward(config)
+    margin_M = map_chunks(chunk, config.head_chunk_tokens, forward.activations(params, batch))
+    return constrain(forward.view(margin_M, batch), None, None, like=params["embed"])  # for every host

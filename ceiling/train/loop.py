@@ -310,9 +310,9 @@ class Trainer:
                 if not mine:
                     continue  # every sample was filtered out: no step at all, not one of momentum and decay
                 self.ledger.count("updates")
-                batch, lengths = self._batch(mine, total // cfg["minibatches"])
-                self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr))
-                executed = batch.tokens_RW.size
+                batch, live, lengths = self._batch(mine, total // cfg["minibatches"])
+                self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr), jnp.int32(live))
+                executed = live * batch.tokens_RW[0].size
                 done = dict(tokens=sum(lengths), executed_tokens=executed, sequences=len(lengths))
                 flops = accounts.train_flops(self.model_config, lengths)
                 self.ledger.charge("train", "policy", flops=flops, **done)
@@ -325,25 +325,14 @@ class Trainer:
         return {"step": step, "lr": lr, "flops": self.ledger.spent(self.budget.axis), "device": metrics}
 
     def _batch(self, examples, sequences: int):
-        """Examples as micro-batches of one shape, on the mesh. The row count is one of four, so an arm
-        compiles at most four programs however its lengths drift."""
-        micro = self.cfg["microbatches"]
-        each, share = -(-sequences // micro), -(-len(examples) // micro)  # shared out: all are as long as the longest
-        parts = [examples[i * share : (i + 1) * share] for i in range(micro)]
-        lengths = [len(e.tokens) for e in examples]
-        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # rows and sequences are shared out evenly
-        slots = -(-each // devices) * devices
-        quarter = -(-each // (4 * devices)) * devices
-        make = lambda part, rows: packing.pack(  # noqa: E731
-            part, sequences=slots, max_tokens=self.max_tokens, row_tokens=self.max_tokens, rows=rows)  # fmt: skip
-        needed = max(len(make(part, None).tokens_RW) for part in parts)
-        rows = -(-needed // quarter) * quarter
-        batches = [make(part, rows) for part in parts]
-        blank = jax.tree.map(np.zeros_like, batches[0].extra)  # an empty part has no example to name its extras
-        batch = packing.stack([b if part else b.replace(extra=blank) for b, part in zip(batches, parts, strict=True)])
+        """(micro-batches on the mesh, how many of them are run, lengths of the examples)."""
+        batch, live = packing.micro_batches(
+            examples, parts=self.cfg["microbatches"], rows=-(-sequences // self.cfg["microbatches"]),
+            max_tokens=self.max_tokens, multiple=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+        )  # fmt: skip
         if self.mesh.size > 1:
             batch = put(batch, batch_sharding(self.mesh, leading=1))
-        return batch, lengths
+        return batch, live, [len(e.tokens) for e in examples]
 
     def _policy(self, model: str) -> Policy:
         if model in ("policy", "ema"):

@@ -61,30 +61,35 @@ def make_step(
     loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None,
     trainable: frozenset[str] | None = None,
 ):
-    """`step(state, microbatches, frozen, lr) -> (state, metrics)`, jitted, `state` donated.
+    """`step(state, microbatches, frozen, lr, live=None) -> (state, metrics)`, jitted, `state` donated.
 
     loss(params, batch, frozen) -> (sum, denominator, {name: (sum, denominator)}).
-    microbatches: a Batch with a leading micro-batch axis. after_update(aux, params) -> aux. trainable: paths
+    microbatches: a Batch with a leading micro-batch axis; live: how many of them are run, from the first on (int32;
+    None: all), so that one program serves batches that fill few. after_update(aux, params) -> aux. trainable: paths
     of the parameters that change (None: all); gradients and optimiser state exist for them alone.
     An update with a non-finite gradient is skipped and counted, never applied; the caller stops
     after a limit. Metrics come back as scalars on the device: fetch them one step late.
     """
 
-    def step(state: TrainState, microbatches, frozen, lr):
+    def step(state: TrainState, microbatches, frozen, lr, live=None):
         mine, rest = split(state.params, trainable)
 
         def total(mine, batch):
             loss_sum, denominator, metrics = loss(join(mine, rest), batch, frozen)
             return loss_sum, (denominator, metrics)
 
-        def accumulate(carry, batch):
+        def sums(i):
+            batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), microbatches)
             (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(mine, batch)
-            return jax.tree.map(jnp.add, carry, (loss_sum, aux, grads)), None
+            return loss_sum, aux, grads
 
-        one = jax.tree.map(lambda leaf: leaf[0], microbatches)
-        shapes = (*jax.eval_shape(total, mine, one), mine)  # the gradients are as the parameters: no need to trace them
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (loss_sum, (denominator, metrics), grads), _ = jax.lax.scan(accumulate, zeros, microbatches)
+        parts = jax.tree.leaves(microbatches)[0].shape[0]
+        if parts == 1:
+            loss_sum, (denominator, metrics), grads = sums(0)
+        else:
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, 0))
+            more = lambda i, carry: jax.tree.map(jnp.add, carry, sums(i))  # noqa: E731
+            loss_sum, (denominator, metrics), grads = jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, grads)
         norm = optax.tree.norm(grads)

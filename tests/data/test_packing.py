@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.data.packing import Example, pack, stack
+from ceiling.data.packing import Example, micro_batches, pack, stack
 
 lengths_of = st.lists(st.integers(1, 9), max_size=12)
 
@@ -100,3 +100,34 @@ def test_stack_puts_micro_batches_on_a_new_leading_axis():
         assert a.shape == (2, *b.shape)
         np.testing.assert_array_equal(a[0], b)
         np.testing.assert_array_equal(a[1], c)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=24), multiple=st.integers(1, 3), parts=st.integers(1, 8)
+)
+def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, multiple, parts):
+    rows = -(-24 // parts)
+    examples = examples_of(lengths)
+    batch, live = micro_batches(examples, parts=parts, rows=rows, max_tokens=9, multiple=multiple)
+    assert all(len(leaf) == parts for leaf in jax.tree.leaves(batch)) and batch.tokens_RW.shape[-1] == 9
+    used = batch.segments_RW > 0
+    assert sorted(batch.tokens_RW[used]) == list(range(1, sum(lengths) + 1)), "each token once"
+    assert used.any(axis=(1, 2)).tolist() == [True] * live + [False] * (parts - live), "blank parts are the last ones"
+    assert not batch.mask_BT[live:].any() and not batch.extra["w"][live:].any()
+    assert batch.tokens_RW.shape[1] % multiple == batch.mask_BT.shape[1] % multiple == 0
+    assert batch.tokens_RW.shape[1] <= rows + multiple - 1
+    per_part = [sum(1 for e in examples if np.isin(e.tokens[0], batch.tokens_RW[m])) for m in range(live)]
+    assert max(per_part) - min(per_part) <= 1, "sequences are shared out evenly"
+    for m in range(live):
+        flat = batch.tokens_RW[m].reshape(-1)
+        for b in np.flatnonzero(batch.mask_BT[m].any(axis=1)):
+            at = batch.mask_BT[m, b] > 0
+            np.testing.assert_array_equal(flat[batch.index_BT[m, b, at] + 1], batch.targets_BT[m, b, at])
+
+
+def test_short_sequences_fill_few_micro_batches_and_long_ones_all():
+    made = lambda n: micro_batches(examples_of([n] * 32), parts=8, rows=4, max_tokens=9)  # noqa: E731
+    assert [made(n)[1] for n in (9, 4, 3, 1)] == [8, 4, 3, 2], "the last has room for four sequences to a row"
+    shapes = {made(n)[0].tokens_RW.shape for n in (9, 4, 3)}
+    assert shapes == {(8, 4, 9)}, "one program serves them all"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling import model
-from ceiling.model.rope import rotary
+from ceiling.model.rope import rotary, rotations
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)
@@ -188,7 +188,8 @@ def test_positions_matter_but_only_relative_to_each_other(make_model):
 
 def test_rotary_keeps_lengths_and_does_nothing_at_position_zero():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 8)), jnp.float32)
-    turned = rotary(x, jnp.arange(6)[None], 100.0 ** (-jnp.arange(4) / 4))
+    config = model.ModelConfig(vocab_size=4, width=8, ffn=8, layers=1, heads=2, kv_heads=2, head_dim=8)
+    turned = rotary(x, *rotations(config, jnp.arange(6)[None])[False])
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
 

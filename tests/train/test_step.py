@@ -72,6 +72,16 @@ def test_X3_any_split_into_microbatches_gives_the_same_update():
     np.testing.assert_allclose(out[1:], [out[0]] * 2, rtol=1e-5)
 
 
+def test_X3_blank_micro_batches_need_not_be_run(plain_step):
+    x, y, m = data(3, 4, 3)
+    m[2:] = 0
+    step = lambda *live: plain_step(state_of(optax.identity()), (x, y, m), {}, jnp.float32(1.0), *live)  # noqa: E731
+    (some, few), (all_, full) = step(jnp.int32(2)), step()
+    assert few == full and some.params == all_.params
+    m[2] = 1
+    assert step(jnp.int32(2))[1] == few != step(jnp.int32(3))[1], "only what is live is run"
+
+
 def test_X4_a_batch_without_tokens_leaves_no_gradient_and_no_NaN(plain_step):
     x, y, m = data(0)
     state, metrics = plain_step(state_of(optax.identity()), (x, y, 0 * m), {}, jnp.float32(0.1))
