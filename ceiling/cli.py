@@ -1,6 +1,11 @@
 """What every command of the project does the same way: flags, one line for a refusal and exit code 2, one for a
-stop that was asked for and exit code 75."""
+stop that was asked for and exit code 75, and compiled programs that later processes find again."""
 
+import hashlib
+import os
+import pathlib
+import platform
+import re
 import sys
 from collections.abc import Callable
 
@@ -9,6 +14,8 @@ from absl import app, flags, logging
 import ceiling
 from ceiling import hosts
 from ceiling.train import signals
+
+PROGRAMS_BYTES = 2 << 30  # what is kept; programs that were not used for longest go first
 
 
 def start(command: Callable[..., None], required: list[str], *, names: bool = False) -> None:
@@ -28,8 +35,24 @@ def start(command: Callable[..., None], required: list[str], *, names: bool = Fa
             print(f"ceiling: {error}", file=sys.stderr)
             hosts.end(2)
 
+    keep_programs()
     flags.mark_flags_as_required(required)
     app.run(main, flags_parser=parse)
+
+
+def keep_programs() -> None:
+    """Have jax keep compiled programs in a folder of the user's, for workers and later processes: stages that differ
+    in their seed run the same ones. What the user has set stays, and JAX_COMPILATION_CACHE_DIR= (empty) keeps none.
+    Programs for a CPU are of its very model, so a home that several machines share has a folder for each kind."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:  # jax has read its settings by then
+        return
+    info = pathlib.Path("/proc/cpuinfo")
+    features = re.search(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.M) if info.exists() else None
+    kind = hashlib.sha256((features[0] if features else platform.processor()).encode()).hexdigest()[:8]
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "ceiling" / f"programs-{platform.machine()}-{kind}")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(PROGRAMS_BYTES))
 
 
 def parse(argv):

@@ -1,46 +1,53 @@
-"""Speed of the machine and of this project on it: training, rollouts, one GRPO step, start-up.
+"""Speed of this project on this machine: training, rollouts, GRPO steps, start-up, evaluation.
 
-    python scripts/bench.py [--sizes tiny,small] [--repeats 5]
+    python scripts/bench.py [--sizes tiny,small] [--works sft,rollout_even,...] [--repeats 5] [--json] [--profile DIR]
 
-Each row is a median over repeats after warm-up, and its share of the matrix-product rate that this
-machine reaches in the same process. FLOPs are the ledger's closed forms (useful work, no padding).
+The work is that of benchmarks/work.py; steps are steps of the real loop, host work included. A row is a median over
+repeats after two steps that are not counted, and its share of the matrix-product rate that this machine reaches in the
+same process. FLOPs are the ledger's closed forms (useful work, no padding). benchmarks/run.py sets the peers beside it.
 """
 
 import functools
 import itertools
+import json
+import os
+import pathlib
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 
 from absl import app, flags, logging
 
-SIZES = {
-    "tiny": dict(vocab_size=64, width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, tied=True),
-    "small": dict(vocab_size=512, width=512, ffn=1536, layers=8, heads=8, kv_heads=4, head_dim=64, tied=True),
-}
-# Workloads: rows of the SFT step, prompts and samples of the rollout and of the GRPO step.
-WORK = {"tiny": dict(sft_rows=64, prompts=16, samples=8), "small": dict(sft_rows=16, prompts=4, samples=8)}
-SFT_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 128, 32, 96
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-_SIZES = flags.DEFINE_list("sizes", ["tiny", "small"], "Which of: tiny, small")
+from benchmarks import work  # noqa: E402
+
+MICRO_TOKENS = 512  # of a micro-batch on a CPU: its activations stay in the cache
+EVALUATED, SAMPLES = 4096, (16, 64, 256, 1024)  # samples in all, and samples per problem
+WORKS = {**work.WORKS, "evaluation": "evaluation"}
+
+_SIZES = flags.DEFINE_list("sizes", list(work.SIZES), "Which of: " + ", ".join(work.SIZES))
+_WORKS = flags.DEFINE_list("works", list(WORKS), "Which of: " + ", ".join(WORKS))
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Counted repeats of each measurement", lower_bound=1)
-_START = flags.DEFINE_bool("start", True, "Also time a fresh process up to its first step")
-_ONLY_FIRST_STEP = flags.DEFINE_bool("only_first_step", False, "Run one SFT step and exit (used by --start)")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a line instead of the table")
+_PROFILE = flags.DEFINE_string("profile", None, "Folder that gets a trace of one more repeat of each work")
+_FIRST = flags.DEFINE_enum("first_step", None, ["sft", "grpo"], "Do one step and exit (how starts are timed)")
 
 
-def median_seconds(work, repeats: int) -> float:
-    """Median over repeats of the seconds that work() takes, after one call that is not counted."""
+def seconds_of(call, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls, after one call that is not counted."""
     import jax
 
-    jax.block_until_ready(work())
-    seconds = []
-    for _ in range(repeats):
+    out = []
+    for _ in range(repeats + 1):
         began = time.perf_counter()
-        jax.block_until_ready(work())
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+        jax.block_until_ready(call())
+        out.append(time.perf_counter() - began)
+    return out[1:]
 
 
 def matrix_rate(repeats: int) -> float:
@@ -50,142 +57,197 @@ def matrix_rate(repeats: int) -> float:
 
     a = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda a: a @ a)
-    return 2 * 2048**3 / median_seconds(lambda: product(a), max(repeats, 5))
+    return 2 * 2048**3 / statistics.median(seconds_of(lambda: product(a), max(repeats, 5)))
+
+
+class Words:
+    """The least task there is: given prompts, given demonstrations, a reward by the parity of the first token."""
+
+    groups, guess_rate, name, max_response_tokens = (), None, "bench", work.NEW_TOKENS
+
+    def __init__(self, size: str, regime: str, uneven: bool):
+        from ceiling.data.tokens import CharTokenizer
+
+        symbols = "".join(chr(0x100 + i) for i in range(work.SIZES[size]["vocab_size"] - 1))
+        self.tokenizer = CharTokenizer(symbols, symbols[0])  # the end is token 1, as in work.py
+        self.texts = work.sequences(size, uneven) if regime == "sft" else work.prompts(size)
+
+    def training(self, mix, size):
+        from ceiling.tasks.base import Problem
+
+        decode = self.tokenizer.decode
+        return [Problem(i, "", decode(t[: work.PROMPT_TOKENS]), "") for i, t in enumerate(self.texts)]
+
+    def evaluation(self):
+        return self.training({}, 0)
+
+    def demonstration(self, problem, rng):
+        return self.tokenizer.decode(self.texts[problem.id][work.PROMPT_TOKENS :])
+
+    def verify(self, problem, response):
+        from ceiling.tasks.base import Outcome, Verdict
+
+        return Verdict(Outcome(bool(response) and ord(response[0]) % 2))
 
 
 class Bench:
-    """The workloads of one size, on the project's own step, sampler and packing."""
+    """One size on the project's own loop, sampler and evaluator."""
 
     def __init__(self, size: str):
         import jax
-        import numpy as np
 
         from ceiling.model import ModelConfig, Policy, init, make_mesh, place
-        from ceiling.model.sequences import Forward
-        from ceiling.regimes import base as regimes
-        from ceiling.train import loop, optim
-        from ceiling.train.step import init_state, make_step
 
-        self.work, self.rng = WORK[size], np.random.default_rng(0)
-        self.config = ModelConfig(**SIZES[size], scan_layers=False)
-        params = place(init(self.config, jax.random.key(0)), self.config, make_mesh())
-        self.policy = Policy(jax.tree.map(lambda x: x.copy(), params), self.config, stop_ids=())
-        self.optimiser = optim.make(optim.CONFIG.defaults())
-        self.state = init_state(params, self.optimiser)
-        forward, self.steps = Forward(self.config), {}
-        for name in ("sft", "grpo"):
-            regime = regimes.load(name)
-            cfg = {**(loop.CONFIG | regime.config).defaults().to_dict(), "max_tokens": NEW_TOKENS}
-            loss = functools.partial(regime.loss, forward=forward, cfg=cfg)
-            self.steps[name] = make_step(loss, self.optimiser)
+        self.size, self.rows = size, work.ROWS[size]
+        self.config = ModelConfig(**work.SIZES[size], qk_norm="head", scan_layers=False)
+        self.mesh = make_mesh()
+        self.params = place(init(self.config, jax.random.key(0)), self.config, self.mesh)
+        self.policy = Policy(self.params, self.config, stop_ids=())
 
-    def batch(self, rows: int, tokens: int, extra: dict):
+    def limits(self, uneven: bool):
+        """int[prompts, n]: tokens that each sample of a rollout ends after, whatever was drawn."""
         import numpy as np
 
-        from ceiling.data.packing import Example, pack, stack
+        prompts, n = self.rows["prompts"], self.rows["samples"]
+        return np.reshape(work.lengths(prompts * n, uneven), (prompts, n))
 
-        V = self.config.vocab_size
-        mask = np.ones(tokens, np.float32)
-        examples = [Example(self.rng.integers(1, V, tokens), mask, dict(extra)) for _ in range(rows)]
-        return stack([pack(examples, sequences=rows, max_tokens=tokens, row_tokens=tokens, rows=rows)])
+    def steps(self, regime: str, count: int, uneven: bool) -> list[float]:
+        """Seconds of each of `count` steps of the loop, after two that are not counted."""
+        import ceiling
+        from ceiling.model.policy import Policy
+        from ceiling.regimes import base as regimes
+        from ceiling.train import loop
 
-    def sft(self):
-        batch = self.batch(self.work["sft_rows"], SFT_TOKENS, {})
+        task = Words(self.size, regime, uneven)
+        prompts, samples = (self.rows["sft"], 1) if regime == "sft" else (self.rows["prompts"], self.rows["samples"])
+        tokens = prompts * samples * (work.PROMPT_TOKENS + work.NEW_TOKENS)
+        cfg = ceiling.arm(
+            regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
+            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // MICRO_TOKENS), schedule="constant",
+        )  # fmt: skip
+        generate = loop.generate
+        loop.generate = functools.partial(generate, limits=self.limits(uneven)) if uneven else generate
+        try:
+            trainer = loop.Trainer(
+                regimes.load(regime), cfg.to_dict(), Policy(loop.copied(self.params), self.config, ()), task, models={},
+                seed=0, budget=loop.Budget(steps=count + 2), mesh=self.mesh, corpus=lambda step, n: [],
+            )  # fmt: skip
+            at = []
+            trainer.run(lambda metrics: at.append(time.perf_counter()))
+        finally:
+            loop.generate = generate
+        return [b - a for a, b in itertools.pairwise(at[1:])]
 
-        def run():
-            self.state, metrics = self.steps["sft"](self.state, batch, {}, 1e-4)
-            return metrics
-
-        return run
-
-    def rollout(self):
+    def rollouts(self, count: int, uneven: bool) -> list[float]:
         from ceiling.rollout import generate
 
-        prompts = self.rng.integers(1, self.config.vocab_size, (self.work["prompts"], PROMPT_TOKENS)).tolist()
         seeds = itertools.count()
+        draw = functools.partial(
+            generate, self.policy, work.prompts(self.size), n=self.rows["samples"], max_new_tokens=work.NEW_TOKENS,
+            **({"limits": self.limits(uneven)} if uneven else {}),
+        )  # fmt: skip
+        return seconds_of(lambda: draw(seed=next(seeds)).tokens, count)
 
-        def run():
-            out = generate(
-                self.policy, prompts, n=self.work["samples"], max_new_tokens=NEW_TOKENS, seed=next(seeds)
-            )
-            return out.lengths
+    def evaluations(self, n: int, count: int) -> list[float]:
+        """Seconds of evaluating EVALUATED samples, n for each problem."""
+        from ceiling.evals.sample import evaluate
+        from ceiling.tasks.base import Problem
 
-        return run
+        task, seeds = Words(self.size, "grpo", False), itertools.count()
+        prompts = itertools.cycle(task.evaluation())
+        problems = [Problem(i, "", next(prompts).prompt, "") for i in range(EVALUATED // n)]
+        return seconds_of(lambda: evaluate(self.policy, task, n=n, seed=next(seeds), problems=problems).counts, count)
 
-    def grpo(self):
-        """Rollout and update; the reward is trivial, so what is timed is the regime's own work."""
-        import numpy as np
+    def flops(self, name: str) -> float:
+        """Useful work of one repeat, by the ledger."""
+        from ceiling import ledger
 
-        rollout = self.rollout()
-        rows = self.work["prompts"] * self.work["samples"]
-        tokens = PROMPT_TOKENS + NEW_TOKENS
+        uneven = name.endswith(("uneven", "packed"))
+        if "sft" in name:
+            return ledger.train_flops(self.config, [len(s) for s in work.sequences(self.size, uneven)])
+        if name == "evaluation":
+            return 0.0
+        limits, prompt = self.limits(uneven), work.PROMPT_TOKENS
+        sampling = ledger.sampling_flops(self.config, [prompt] * len(limits), limits)
+        if name.startswith("rollout"):
+            return sampling
+        return sampling + ledger.train_flops(self.config, [prompt + int(n) for n in limits.ravel()])
 
-        def run():
-            rollout()
-            batch = self.batch(rows, tokens, {"behaviour": np.zeros(tokens), "advantage": 1.0})
-            self.state, metrics = self.steps["grpo"](self.state, batch, {}, 1e-4)
-            return metrics
-
-        return run
-
-
-def measure(size: str, repeats: int, rate: float) -> Iterator[tuple]:
-    """(name, seconds, tokens/s, share of the matrix rate) per workload, as soon as each is measured."""
-    from ceiling import ledger
-
-    bench = Bench(size)
-    rows, samples = bench.work["sft_rows"], bench.work["prompts"] * bench.work["samples"]
-    full = PROMPT_TOKENS + NEW_TOKENS
-    train = ledger.train_flops(bench.config, [SFT_TOKENS] * rows)
-    prompts, n = bench.work["prompts"], bench.work["samples"]
-    sample = ledger.sampling_flops(bench.config, [PROMPT_TOKENS] * prompts, [[NEW_TOKENS] * n] * prompts)
-    update = ledger.train_flops(bench.config, [full] * samples)
-    jobs = [
-        ("train step (SFT)", bench.sft(), rows * SFT_TOKENS, train),
-        ("rollout", bench.rollout(), samples * NEW_TOKENS, sample),
-        ("GRPO step", bench.grpo(), samples * NEW_TOKENS, sample + update),
-    ]
-    for name, work, tokens, flops in jobs:
-        seconds = median_seconds(work, repeats)
-        yield f"{name}, {size}", seconds, tokens / seconds, flops / seconds / rate
+    def measure(self, name: str, repeats: int) -> list[float]:
+        uneven = name.endswith(("uneven", "packed"))
+        if name.startswith("rollout"):
+            return self.rollouts(repeats, uneven)
+        return self.steps(name.split("_")[0], repeats, uneven)
 
 
-def first_step_seconds(size: str) -> float:
-    """Seconds from starting a fresh process to the end of its first SFT step, compilation included."""
+def start_seconds(size: str, regime: str, cache: str) -> float:
+    """Seconds from starting a fresh process to the end of its first step, with programs kept in `cache`."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--only_first_step", f"--sizes={size}"], check=True)
+    command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}"]
+    subprocess.run(command, check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache})
     return time.perf_counter() - began
 
 
-def first_step_flops(size: str) -> float:
-    from ceiling import ledger
-    from ceiling.model import ModelConfig
+def rows(size: str, names: list[str], repeats: int) -> Iterator[dict]:
+    """One row per measurement, as soon as it is there."""
+    bench = Bench(size)
+    for name in names:
+        row = {"work": name, "size": size, "flops": bench.flops(name)}
+        if name.startswith("start"):
+            regime = name.split("_")[1]
+            colds = []
+            for _ in range(repeats):
+                with tempfile.TemporaryDirectory() as cache:
+                    colds.append(start_seconds(size, regime, cache))
+                    warm = start_seconds(size, regime, cache)
+                row.setdefault("warm_seconds", []).append(warm)
+            yield {**row, "seconds": colds}
+        elif name == "evaluation":
+            for n in SAMPLES:
+                seconds = bench.evaluations(n, repeats)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                yield {**row, "samples_per_problem": n, "samples": EVALUATED, "peak_bytes": peak, "seconds": seconds}
+        else:
+            yield {**row, "seconds": bench.measure(name, repeats)}
+            if _PROFILE.value:
+                import jax
 
-    lengths = [SFT_TOKENS] * WORK[size]["sft_rows"]
-    return ledger.train_flops(ModelConfig(**SIZES[size]), lengths)
+                with jax.profiler.trace(str(pathlib.Path(_PROFILE.value) / f"{name}-{size}")):
+                    bench.measure(name, 1)
+
+
+def line(row: dict, rate: float) -> str:
+    seconds = statistics.median(row["seconds"])
+    name, more = f"{WORKS[row['work']]}, {row['size']}", ""
+    if "warm_seconds" in row:
+        more = f"{statistics.median(row['warm_seconds']):.2f} s with the programs in the cache"
+    elif "samples" in row:
+        name += f", n = {row['samples_per_problem']}"
+        more = f"{seconds / row['samples'] * 1e3:.3f} ms a sample, peak {row['peak_bytes'] / 1e9:.2f} GB"
+    share = f"{row['flops'] / seconds / rate:8.1%}" if row["flops"] else " " * 8
+    return f"{name:36s} {seconds:9.3f} s {share}  {more}"
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
-    if _ONLY_FIRST_STEP.value:
-        import jax
-
-        jax.block_until_ready(Bench(_SIZES.value[0]).sft()())
+    for given, known, flag in ((_SIZES.value, work.SIZES, "sizes"), (_WORKS.value, WORKS, "works")):
+        if unknown := [name for name in given if name not in known]:
+            raise app.UsageError(f"--{flag}: {unknown[0]!r} is not known; use some of {', '.join(known)}")
+    if _FIRST.value:
+        Bench(_SIZES.value[0]).steps(_FIRST.value, -1, False)
         return
     import jax
 
     rate = matrix_rate(_REPEATS.value)
-    print(f"device: {jax.devices()[0].device_kind}; matrix product 2048^3 float32: {rate / 1e9:.1f} GFLOP/s")
-    print(f"{'work':28s} {'seconds':>9s} {'tokens/s':>10s} {'share of matrix rate':>21s}")
+    if _JSON.value:
+        versions = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+        print(json.dumps({"matrix_rate": rate, "versions": versions}), flush=True)
+    else:
+        print(f"device: {jax.devices()[0].device_kind}; matrix product 2048^3 float32: {rate / 1e9:.1f} GFLOP/s")
+        print(f"{'work':36s} {'seconds':>9s}   share of the matrix rate")
     for size in _SIZES.value:
-        for name, seconds, tokens, share in measure(size, _REPEATS.value, rate):
-            print(f"{name:28s} {seconds:9.3f} {tokens:10.0f} {share:21.1%}", flush=True)
-    if _START.value:
-        for size in _SIZES.value:
-            seconds, flops = first_step_seconds(size), first_step_flops(size)
-            tokens = WORK[size]["sft_rows"] * SFT_TOKENS
-            name = f"start to first step, {size}"
-            print(f"{name:28s} {seconds:9.2f} {tokens / seconds:10.0f} {flops / seconds / rate:21.2%}", flush=True)
+        for row in rows(size, _WORKS.value, _REPEATS.value):
+            print(json.dumps(row) if _JSON.value else line(row, rate), flush=True)
 
 
 if __name__ == "__main__":
