@@ -1,0 +1,204 @@
+"""Our speed beside that of the peers: the same work on the same cores, in one call.
+
+    python benchmarks/run.py --envs DIR [--install] [--sizes tiny,small] [--works sft,grpo_uneven,...]
+                             [--peers torch,trl,tunix,tunix_1024] [--threads 1] [--repeats 5] [--rounds 2] [--out DIR]
+
+Peers run in environments of their own under --envs, which --install makes. Sides take turns, round by round, each on
+the first --threads cores, so that a slow minute of the machine hits them all; a number is the median of repeats x
+rounds. Writes OUT/table.md and OUT/results.json after every row. Ours is scripts/bench.py, which also measures the
+matrix product that the limit stands for and prices the work by the ledger.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import table, work  # noqa: E402
+
+ENVS = {"torch": "python3.11", "tunix": "python3.12"}  # environment -> the Python that its packages want
+ROLLOUTS, UPDATES = ("rollout_even", "rollout_uneven"), ("sft", "sft_packed")
+STEPS = ("grpo_even", "grpo_uneven")
+PEERS = {  # peer -> environment, heading, works
+    "torch": ("torch", "torch, transformers", {*UPDATES, *ROLLOUTS, "start_sft"}),
+    "trl": ("torch", "TRL", {*UPDATES, *STEPS, "start_sft", "start_grpo"}),
+    "tunix": ("tunix", "Tunix", set(work.WORKS)),
+    "tunix_1024": ("tunix", "Tunix, cache of 1024", set(ROLLOUTS)),
+}
+
+
+class Side:
+    """A process of a peer's environment, started at its first job and again after it died."""
+
+    def __init__(self, command: list[str], log: pathlib.Path, timeout: float):
+        self.command, self.log, self.timeout, self.process = command, log, timeout, None
+
+    def measure(self, job: dict) -> dict:
+        """The side's answer to a job; {"error": ...} if it died over it or took longer than the timeout."""
+        if self.process is None:
+            with open(self.log, "a") as log:
+                self.process = subprocess.Popen(
+                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
+                )
+        timer = threading.Timer(self.timeout, self.process.kill)
+        timer.start()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line:
+            return json.loads(line)
+        said = self.log.read_text().split("\n")
+        code = self.process.wait()
+        self.close()
+        return {"error": f"died with exit code {code}; {next((s for s in reversed(said) if s.strip()), '')}"}
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+class Ours:
+    """scripts/bench.py, one process a job. Its programs are kept for the next round; starts do not see them."""
+
+    def __init__(self, log: pathlib.Path, timeout: float):
+        self.log, self.timeout = log, timeout
+        self.programs = tempfile.TemporaryDirectory()
+
+    def measure(self, job: dict) -> dict:
+        command = [sys.executable, str(ROOT / "scripts/bench.py"), "--json", f"--sizes={job['size']}"]
+        command += [f"--works={job['work']}", f"--repeats={job['repeats']}"]
+        env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": self.programs.name}
+        with open(self.log, "a") as log:
+            try:
+                out = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=env, timeout=self.timeout
+                )
+            except subprocess.TimeoutExpired:
+                return {"error": f"took longer than {self.timeout:.0f} s"}
+        if out.returncode:
+            return {"error": f"exit code {out.returncode}; see {self.log}"}
+        head, row = map(json.loads, out.stdout.splitlines())
+        return {**row, **head}
+
+    def close(self) -> None:
+        self.programs.cleanup()
+
+
+def install(envs: pathlib.Path, names: set[str]) -> None:
+    for name in sorted(names):
+        python = shutil.which(ENVS[name])
+        if python is None:
+            raise SystemExit(f"run.py: {name} needs {ENVS[name]}, which is not on the PATH")
+        target = envs / name
+        requirements = ROOT / f"benchmarks/requirements-{name}.txt"
+        subprocess.run([python, "-m", "venv", str(target)], check=True)
+        subprocess.run([str(target / "bin/python"), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
+
+
+def measure(row: dict, name: str, side, job: dict) -> None:
+    """One round of one side, into its row."""
+    answer = side.measure(job)
+    table.add(row, name, answer)
+    said = answer.get("error") or " ".join(f"{s:.3f}" for s in answer["seconds"])
+    print(f"{row['size']} {row['work']} {name}: {said}", file=sys.stderr, flush=True)
+
+
+def write(out: pathlib.Path, rows: list[dict], peers: list[str], about: str) -> None:
+    (out / "table.md").write_text(f"{about}\n\n{table.markdown(rows, {name: PEERS[name][1] for name in peers})}")
+    (out / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+
+
+def chosen(given: str, known, flag: str) -> list[str]:
+    """The names of a comma-separated flag, or one line about the first that is unknown."""
+    names = [name for name in given.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"run.py: --{flag}: {unknown[0]!r} is not known; use some of {', '.join(known)}")
+    return names
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", type=pathlib.Path, help="folder with the peers' environments")
+    parser.add_argument("--install", action="store_true", help="make the environments first")
+    parser.add_argument("--sizes", default=",".join(work.SIZES))
+    parser.add_argument("--works", default=",".join(work.WORKS))
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5, help="counted repeats of a round (a start: one)")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds that one side may take over one round")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs/benchmarks")
+    args = parser.parse_args(argv)
+    sizes, works = chosen(args.sizes, work.SIZES, "sizes"), chosen(args.works, work.WORKS, "works")
+    peers = chosen(args.peers, PEERS, "peers")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if not 1 <= args.threads <= len(cores):
+        raise SystemExit(f"run.py: --threads {args.threads}: {len(cores)} cores can be pinned (needs Linux)")
+    if min(args.repeats, args.rounds) < 1:
+        raise SystemExit("run.py: --repeats and --rounds count from 1")
+    names = {PEERS[peer][0] for peer in peers}
+    if names and args.envs is None:
+        raise SystemExit("run.py: --envs DIR says where the peers' environments are; --peers= measures ours alone")
+    if args.install:
+        install(args.envs, names)
+    for name in sorted(names):
+        if not (args.envs / name / "bin/python").exists():
+            raise SystemExit(f"run.py: no environment at {args.envs / name}; make it with --install")
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, cores[: args.threads])  # this process only waits; every side inherits the cores
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    about = (
+        f"{platform.machine()}, {args.threads} of {os.cpu_count()} cores; median of {args.repeats} repeats x "
+        f"{args.rounds} rounds after warm-up (starts: {args.rounds} fresh processes). In brackets: the peer's seconds "
+        "over ours."
+    )
+
+    def command(env: str) -> list[str]:
+        return [str(args.envs.absolute() / env / "bin/python"), "-m", f"benchmarks.peers.{env}_side"]
+
+    ours = Ours(args.out / "ceiling.log", args.timeout)
+    sides = {name: Side(command(name), args.out / f"{name}.log", args.timeout) for name in names}
+    rows = []
+    try:
+        for size in sizes:
+            for name in works:
+                row = {"size": size, "work": name, "flops": 0.0, "matrix_rates": [], "sides": {}}
+                rows.append(row)
+                job = {"work": name, "size": size, "threads": args.threads}
+                job["repeats"] = 1 if name.startswith("start_") else args.repeats
+                for _ in range(args.rounds):
+                    measure(row, table.OURS, ours, job)
+                    for peer in peers:
+                        env, _, does = PEERS[peer]
+                        if name not in does or "error" in row["sides"].get(peer, {}):
+                            continue
+                        side = sides[env]
+                        if name.startswith("start_"):
+                            side.close()  # a start is of a fresh process
+                        measure(row, peer, side, {**job, "peer": peer, "began": time.time()})
+                write(args.out, rows, peers, about)
+    finally:
+        for side in (ours, *sides.values()):
+            side.close()
+    print((args.out / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The comparison with the peers, without the peers: the work, the table's arithmetic, and sides that fail."""
+
+import json
+import pathlib
+import re
+import statistics
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import run, table, work  # noqa: E402
+from benchmarks.peers.side import Stepper  # noqa: E402
+
+
+def test_uneven_lengths_are_the_same_everywhere_and_as_described():
+    lengths = work.lengths(128, uneven=True)
+    assert lengths[:8] == [28, 33, 56, 30, 96, 9, 40, 12]  # every side and every machine draws these
+    assert work.lengths(32, uneven=True) == lengths[:32]
+    assert 25 <= statistics.median(lengths) <= 39 and max(lengths) == work.NEW_TOKENS and min(lengths) >= 1
+    assert work.lengths(3, uneven=False) == [96, 96, 96]
+
+
+@pytest.mark.parametrize("size", work.SIZES)
+def test_sequences_are_a_prompt_and_a_completion_of_words_that_end_nothing(size):
+    rows = work.sequences(size, uneven=True)
+    assert [len(row) - work.PROMPT_TOKENS for row in rows] == work.lengths(work.ROWS[size]["sft"], uneven=True)
+    tokens = {token for row in rows + work.prompts(size) for token in row}
+    assert min(tokens) > max(work.PAD, work.EOS) and max(tokens) < work.SIZES[size]["vocab_size"]
+    assert len(set(map(tuple, work.prompts(size)))) == work.ROWS[size]["prompts"]
+    assert work.text(rows[0][:2]) == f"{rows[0][0]} {rows[0][1]}"
+
+
+def row_of(**sides) -> dict:
+    row = {"size": "tiny", "work": "sft", "flops": 0.0, "matrix_rates": [], "sides": {}}
+    for name, seconds in sides.items():
+        answer = {"seconds": seconds, "versions": {name: "1.0"}, "flops": 30e9, "matrix_rate": 100e9}
+        table.add(row, name, answer)
+    return row
+
+
+def test_ratio_and_share_are_of_medians_over_all_rounds():
+    row = row_of(ceiling=[0.5, 9.0], trl=[1.8, 1.2, 7.0])
+    table.add(row, "ceiling", {"seconds": [0.6], "versions": {}, "flops": 30e9, "matrix_rate": 50e9})
+    assert table.median(row["sides"]["ceiling"]) == 0.6
+    assert table.ratio(row, "trl") == pytest.approx(3.0)  # 1.8 / 0.6
+    assert table.share(row) == pytest.approx(2 / 3)  # 30 / 0.6 of the median of 100 and 50
+    lines = table.markdown([row], {"trl": "TRL", "tunix": "Tunix"}).splitlines()
+    assert lines[0] == "| work | ceiling | share of the limit | TRL | Tunix |"
+    assert lines[2] == "| SFT step, tiny | 0.6 s | 67% | 1.8 s (3.00x) |  |"
+    assert lines[4] == "Matrix product: 50 to 100 GFLOP/s. ceiling 1.0; trl 1.0."
+
+
+def test_an_error_takes_the_place_of_earlier_seconds_and_no_ratio_is_left():
+    row = row_of(ceiling=[0.5], trl=[1.0])
+    table.add(row, "trl", {"error": "died | here\nand there"})
+    assert table.ratio(row, "trl") is None
+    assert "| failed: died / here and there |" in table.markdown([row], {"trl": "TRL"})
+    table.add(row, "ceiling", {"error": "lost"})
+    assert table.share(row) is None and table.ratio(row, "trl") is None
+
+
+def test_a_trainer_is_held_between_steps_and_its_error_comes_out():
+    happened = []
+
+    def train(gate):
+        while True:
+            happened.append("step")
+            if len(happened) == 3:
+                raise ValueError("diverged")
+            if not gate():
+                return
+
+    step = Stepper(train)
+    step()
+    assert happened == ["step"]  # no further until the next is asked for
+    step()
+    assert happened == ["step", "step"]
+    with pytest.raises(ValueError, match="diverged"):
+        step()
+
+
+class FakeOurs:
+    def __init__(self, log, timeout):
+        pass
+
+    def measure(self, job):
+        return {"seconds": [0.5] * job["repeats"], "versions": {}, "flops": 30e9, "matrix_rate": 100e9}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def envs(tmp_path, monkeypatch):
+    """Environments whose Python is a fake side on the real protocol, where TRL's process dies over GRPO steps."""
+    side = tmp_path / "side.py"
+    side.write_text(
+        textwrap.dedent("""
+            import os, sys
+            from benchmarks.peers.side import Stepper, serve
+
+            def trl(kind, size, uneven):
+                if kind == "grpo":
+                    print("boom", file=sys.stderr, flush=True)
+                    os._exit(3)
+                def train(gate):
+                    while gate():
+                        pass
+                return Stepper(train)
+
+            def plain(kind, size, uneven):
+                print("noise that is no measurement")
+                if uneven:
+                    raise ValueError("uneven rows are beyond me")
+                return lambda: None
+
+            serve({"torch": plain, "trl": trl}, ["pytest"])
+        """)
+    )
+    python = tmp_path / "envs/torch/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {side}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(run, "Ours", FakeOurs)
+    monkeypatch.setattr(run.os, "sched_setaffinity", lambda pid, cores: None)  # these tests share their process
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "envs"
+
+
+def test_a_side_that_dies_gives_a_row_that_says_so_and_the_others_go_on(envs, tmp_path, capsys):
+    works = "grpo_even,sft,sft_packed,start_sft"
+    run.main([f"--envs={envs}", "--sizes=tiny", f"--works={works}", "--peers=torch,trl", "--repeats=3",
+              f"--out={tmp_path}"])  # fmt: skip
+    text = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out == text + "\n"
+    rows = {row["work"]: row["sides"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["grpo_even"]["trl"] == {"error": "died with exit code 3; boom"}
+    assert "failed: died with exit code 3; boom" in text
+    assert "torch" not in rows["grpo_even"]  # it has no such work
+    assert rows["sft_packed"]["torch"] == {"error": "ValueError: uneven rows are beyond me"}
+    assert len(rows["sft"]["torch"]["seconds"]) == len(rows["sft"]["trl"]["seconds"]) == 2 * 3  # rounds x repeats
+    assert len(rows["start_sft"]["trl"]["seconds"]) == 2 and min(rows["start_sft"]["trl"]["seconds"]) > 0.01
+    assert len(rows["sft"]["ceiling"]["seconds"]) == 6
+    assert re.search(r"\| SFT step, tiny \| 0.5 s \| 60% \|", text)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--sizes=huge"], "--sizes: 'huge' is not known; use some of tiny, small"),
+        (["--works=sft,dance"], "--works: 'dance' is not known"),
+        (["--peers=verl"], "--peers: 'verl' is not known"),
+        (["--peers=trl"], "--envs DIR says where"),
+        (["--peers=tunix", "--envs=ENVS"], "no environment at ENVS/tunix; make it with --install"),
+        (["--threads=4096"], "--threads 4096: "),
+        (["--rounds=0"], "count from 1"),
+    ],
+)
+def test_bad_input_is_one_line(envs, flags, says):
+    with pytest.raises(SystemExit) as stop:
+        run.main([flag.replace("ENVS", str(envs)) for flag in flags])
+    message = stop.value.code
+    assert message.startswith("run.py: ") and "\n" not in message
+    assert says.replace("ENVS", str(envs)) in message
+
+
+def test_a_missing_python_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="^run.py: tunix needs python3.12, which is not on the PATH$"):
+        run.install(tmp_path, {"tunix"})
+
+
+@pytest.mark.parametrize("env", run.ENVS)
+def test_environments_are_pinned_by_name_and_version_only(env):
+    lines = (ROOT / f"benchmarks/requirements-{env}.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines if not line.startswith("#"))
