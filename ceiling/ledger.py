@@ -152,6 +152,13 @@ class Ledger:
             raise ValueError(f"ledger: budget axis {axis!r} is not known; use student or total")
         return self.student_flops + (self.teacher_flops if axis == "total" else 0.0)
 
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock time by phase, over all models."""
+        out = collections.Counter()
+        for (phase, _), entry in self.entries.items():
+            out[phase] += entry.seconds
+        return dict(out)
+
     def merge(self, other: "Ledger") -> None:
         for (phase, model), e in other.entries.items():
             self.charge(phase, model, **dataclasses.asdict(e))

@@ -156,8 +156,9 @@ def _train(context: Context, trainer: Trainer, decoding: Decoding):
     _describe(context, trainer.model_config, decoding)
     context.write_json("ledger.json", trained.ledger.to_json())
     if hosts.leader():
-        with open(context.out / "metrics.jsonl", "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in trained.curve)
+        for name, rows in (("metrics", trained.curve), ("times", trained.times)):
+            with open(context.out / f"{name}.jsonl", "w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
         if trained.history:
             subset.write_history(context.out, trained.history)
     return trained

@@ -5,6 +5,7 @@ goes on from a checkpoint of those gives the same result. The loop stops at the 
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 
@@ -78,13 +79,16 @@ class Budget:
 
 @dataclasses.dataclass
 class Trained:
-    """Final parameters, the arm's ledger, its curve (one dict of metrics per step), and its history: (step, problem id,
-    right, samples) for every group of its own samples that was judged."""
+    """Final parameters, the arm's ledger, its curve (one dict of metrics per step), its history: (step, problem id,
+    right, samples) for every group of its own samples that was judged, and its times: by step, the seconds of every
+    phase of the ledger and of the whole, and `idle`, those in which the host worked while the device had nothing to do.
+    Times are the one part that another run does not repeat."""
 
     params: dict
     ledger: accounts.Ledger
     curve: list[dict]
     history: list[tuple[int, int, int, int]]
+    times: list[dict]
 
 
 def adapted(config: ModelConfig, cfg) -> ModelConfig:
@@ -116,6 +120,7 @@ class Trainer:
         self.ledger, self.curve, self.history, self.checkpoints = spent or accounts.Ledger(), [], [], None
         self.before = self.ledger.spent(budget.axis)
         self.step, self.last, self.idle = 0, 0.0, 0  # steps done; FLOPs of the last; idle ones in a row
+        self.times, self.alone, self.flying = [], 0.0, False  # seconds that this step's host work kept an idle device
         self.reference = policy.replace(params=copied(policy.params)) if cfg["reset_every"] else None
         self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
@@ -142,7 +147,7 @@ class Trainer:
                 self._refer(state["reference"])
             self.ledger, self.curve = accounts.Ledger.from_json(host["ledger"]), host["curve"]
             self.history = [tuple(row) for row in host["history"]]
-            self.step, self.last, self.idle = host["step"], host["last"], host["idle"]
+            self.step, self.last, self.idle, self.times = (host[key] for key in ("step", "last", "idle", "times"))
 
     def run(self, report: Callable[[dict], None]) -> Trained:
         """Train until the budget is spent. report receives one dict of metrics per step, a step late. Raises
@@ -151,11 +156,14 @@ class Trainer:
         while not self.budget.spent(self.ledger, self.step, self.last):
             if self.cfg["reset_every"] and self.step and self.step % self.cfg["reset_every"] == 0:
                 self._reset()
-            before = self.ledger.spent(self.budget.axis)
-            progress = self.budget.progress(self.ledger, self.step, self.before)
-            examples, metrics = self._gather(self.step, lambda p=pending: self._settle(p, report))
-            pending = self._update(self.step, examples, optim.learning_rate(self.cfg, progress))
-            pending.update(metrics)
+            before, began, seconds = self.ledger.spent(self.budget.axis), time.perf_counter(), self.ledger.seconds()
+            lr = optim.learning_rate(self.cfg, self.budget.progress(self.ledger, self.step, self.before))
+            settle, self.alone = functools.partial(self._settle, pending, report), 0.0
+            examples, metrics = self._gather(self.step, settle)
+            pending = {**self._update(self.step, examples, lr, settle), **metrics}
+            spent = {phase: value - seconds.get(phase, 0.0) for phase, value in self.ledger.seconds().items()}
+            whole = {"step": self.step, "seconds": time.perf_counter() - began, "idle": self.alone}
+            self.times.append({**whole, **{phase: value for phase, value in spent.items() if value}})
             self.last = self.ledger.spent(self.budget.axis) - before
             self.idle = self.idle + 1 if self.last <= 0 else 0
             if self.idle >= MAX_IDLE_STEPS:
@@ -173,7 +181,7 @@ class Trainer:
                     self.checkpoints.wait()
                 signals.check(f"after step {self.step}")
         self._settle(pending, report)
-        return Trained(self.state.params, self.ledger, self.curve, self.history)
+        return Trained(self.state.params, self.ledger, self.curve, self.history, self.times)
 
     def _reset(self) -> None:
         """ProRL's reset, a function of the step and the state: the policy is its own reference from here on, and the
@@ -194,12 +202,12 @@ class Trainer:
     def _save(self):
         """A checkpoint of everything that the next step depends on; the directory that it will be in."""
         host = {"step": self.step, "last": self.last, "idle": self.idle, "ledger": self.ledger.to_json(),
-                "curve": self.curve, "history": self.history}  # fmt: skip
+                "curve": self.curve, "history": self.history, "times": self.times}  # fmt: skip
         return self.checkpoints.save(self.step, self._device_state(), host)
 
     def _gather(self, step: int, settle: Callable[[], None]):
-        """Everything before the update: (examples, host metrics). `settle` waits for the last update;
-        work that needs no parameters is done before it, while the device is busy."""
+        """Everything before the update: (examples, host metrics). `settle` waits for the last update; a step that
+        samples nothing does not call it, and its work is done while the device is busy."""
         cfg, regime = self.cfg, self.regime
         draw = cfg["prompts_per_step"] * cfg.get("oversample", 1)
         chosen = order.indices(self.seed, step * draw, draw, len(self.pool))
@@ -222,10 +230,14 @@ class Trainer:
         for name, amount in regime.counts(material, examples, cfg).items():
             self.ledger.count(name, amount)
         self.ledger.expose(p.id for p in material.problems)
-        self.ledger.charge("host", "policy", seconds=time.perf_counter() - start)
-        if not rounds:
-            settle()
+        self._worked("host", "policy", start)
         return examples, metrics
+
+    def _worked(self, phase: str, model: str, start: float) -> None:
+        """Charge host work since `start`."""
+        seconds = time.perf_counter() - start
+        self.ledger.charge(phase, model, seconds=seconds)
+        self.alone += 0.0 if self.flying else seconds
 
     def _remember(self, step: int, rounds, material: Material) -> None:
         """How often the policy was right on each problem, by its first judged round of the step."""
@@ -267,7 +279,7 @@ class Trainer:
             responses = [(problems[i], out.text(i, j, tokenizer.decode)) for i, j in pairs]
             verdicts = self.verify.many(responses)
             self._count_verdicts([v.outcome for v in verdicts])
-            self.ledger.charge("verify", spec.model, seconds=time.perf_counter() - start)
+            self._worked("verify", spec.model, start)
 
         def sample(i, j, verdict):
             own, logprobs = out.written(i, j), out.logprobs[i, j, : out.lengths[i, j]]
@@ -298,11 +310,13 @@ class Trainer:
         )  # fmt: skip
         return logprobs
 
-    def _update(self, step: int, examples, lr: float) -> dict:
-        """Dispatch the step's updates and charge them; metrics stay on the device."""
+    def _update(self, step: int, examples, lr: float, settle: Callable[[], None]) -> dict:
+        """Dispatch the step's updates and charge them; metrics stay on the device. `settle` is called once the first
+        batch is packed: the last update may have gone on until then."""
         cfg = self.cfg
         total = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
-        start = time.perf_counter()
+        if not examples:
+            settle()
         metrics = {"loss": 0.0, "grad_norm": 0.0, "skipped": self.state.skipped}
         for _ in range(cfg["epochs"]):
             for part in range(cfg["minibatches"]):
@@ -310,8 +324,14 @@ class Trainer:
                 if not mine:
                     continue  # every sample was filtered out: no step at all, not one of momentum and decay
                 self.ledger.count("updates")
+                start = time.perf_counter()
                 batch, live, lengths = self._batch(mine, total // cfg["minibatches"])
+                self._worked("host", "policy", start)
+                settle()
+                start = time.perf_counter()
                 self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr), jnp.int32(live))
+                self.flying = True
+                self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
                 executed = live * batch.tokens_RW[0].size
                 done = dict(tokens=sum(lengths), executed_tokens=executed, sequences=len(lengths))
                 flops = accounts.train_flops(self.model_config, lengths)
@@ -321,7 +341,6 @@ class Trainer:
         supervised = sum(int(e.mask[1:].sum()) for e in examples)  # nothing predicts token 0
         self.ledger.count("supervised tokens", cfg["epochs"] * supervised)
         self.ledger.count("empty training slots", total - len(examples))
-        self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
         return {"step": step, "lr": lr, "flops": self.ledger.spent(self.budget.axis), "device": metrics}
 
     def _batch(self, examples, sequences: int):
@@ -348,6 +367,7 @@ class Trainer:
         start = time.perf_counter()
         fetched = {k: float(v) for k, v in jax.device_get(pending.pop("device")).items()}
         self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
+        self.flying = False
         pending.update(fetched)
         self.curve.append(pending)
         report(pending)

@@ -422,3 +422,16 @@ def test_streams_of_a_run_are_independent_and_repeatable():
 def test_N5_streams_of_paths_of_different_length_are_different():
     """SeedSequence pads with zeros: without the length, evaluation would share the rollout seed of a step."""
     assert stream(1, 5) != stream(1, 5, 0) and stream(1, 0) != stream(1)
+
+
+@pytest.mark.parametrize("regime", ["grpo", "sft"])
+def test_times_say_where_every_step_went(regime, lab):
+    times = run(lab.trainer(regime, lab.Budget(steps=3))).times
+    phases = {"grpo": {"rollout", "verify", "host", "train"}, "sft": {"host", "train"}}[regime]
+    for step, row in enumerate(times):
+        assert row["step"] == step and row.keys() == {"step", "seconds", "idle"} | phases
+        assert sum(row[phase] for phase in phases) <= row["seconds"]
+    host = [row["host"] + row.get("verify", 0.0) for row in times]
+    assert times[0]["idle"] == pytest.approx(host[0]), "nothing is in flight before the first update"
+    for row, work in zip(times[1:], host[1:], strict=True):
+        assert row["idle"] == pytest.approx(work if regime == "grpo" else 0.0), "sft prepares behind the last update"
