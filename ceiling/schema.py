@@ -45,7 +45,8 @@ MODEL = Section(
     embed_std=number(0.02, low=0), qk_bias_std=number(0.0, low=0),
     param_dtype=text("float32", choices=("float32", "bfloat16")),
     compute_dtype=text("float32", choices=("float32", "bfloat16")),
-    scan_layers=flag(True), remat=text("", choices=CHOICES["remat"]), head_chunk_tokens=number(8192, whole=True, low=1),
+    scan_layers=flag(True), remat=text("", choices=CHOICES["remat"]),
+    attention=text("dense", choices=CHOICES["attention"]), head_chunk_tokens=number(8192, whole=True, low=1),
 )  # fmt: skip
 ARM = loop.CONFIG | Section(
     start=text("", doc="the arm whose trained policy this one starts from; empty: the prior"),

@@ -25,6 +25,7 @@ PROJECTIONS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 CHOICES = {
     "norms": ("pre", "post", "both"), "qk_norm": ("", "head", "width"), "activation": ("silu", "gelu"),
     "rope_scaling": ("", "linear", "llama3"), "remat": ("", "block", "dots"),
+    "attention": ("dense", "cudnn"),
 }  # fmt: skip
 
 
@@ -68,6 +69,7 @@ class ModelConfig:
     compute_dtype: str = "float32"  # softmax, norms and log-probs always reduce in float32
     scan_layers: bool = True  # False unrolls the layers: faster steps on tiny models, longer compiles
     remat: str = ""  # the backward pass recomputes nothing, each "block", or each but its matrix products ("dots")
+    attention: str = "dense"  # of whole sequences: plain products, or cuDNN on a GPU in half precision
     head_chunk_tokens: int = 8192  # tokens per chunk of the output head; bounds the [C, V] logits
 
     def __post_init__(self):
@@ -81,6 +83,11 @@ class ModelConfig:
         if self.lora_rank and (not targets or len(set(targets)) < len(targets) or not {*targets} <= {*PROJECTIONS}):
             raise ValueError(
                 f"model.lora_targets={' '.join(targets)!r} must name projections, each once: {' '.join(PROJECTIONS)}"
+            )
+        if self.attention == "cudnn" and self.compute_dtype not in ("bfloat16", "float16"):
+            raise ValueError(
+                f"model.attention='cudnn' computes in half precision only, not {self.compute_dtype}; set "
+                "model.compute_dtype=bfloat16 or model.attention=dense"
             )
         if self.rope_scaling == "llama3" and not self.rope_low < self.rope_high:
             raise ValueError(f"model.rope_low={self.rope_low} must be below model.rope_high={self.rope_high}")

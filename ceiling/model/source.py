@@ -16,7 +16,7 @@ from ceiling.data import tokenizer_file
 from ceiling.model.config import ModelConfig
 from ceiling.model.families import PRESETS
 
-RUNTIME = ("param_dtype", "compute_dtype", "scan_layers", "remat", "head_chunk_tokens")
+RUNTIME = ("param_dtype", "compute_dtype", "scan_layers", "remat", "attention", "head_chunk_tokens")
 
 
 def architecture(section: Mapping, vocab_size: int, defaults: Mapping) -> ModelConfig:

@@ -50,7 +50,7 @@ def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_B
 
     def attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state):
         mask = within_window(config, local, mask_BTT, distance_BTT)
-        return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask), state
+        return attention(config, q_BTNH, k_BTKH, v_BTKH, mask), state
 
     x_BTD = embed(params, config, tokens_BT)
     return run_blocks(params, config, x_BTD, positions_BT, attend, None, normalise=normalise)[0]
@@ -180,6 +180,25 @@ def rms_norm(x, scale, config: ModelConfig):
     if config.norm_offset:
         return (x32 * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return x32.astype(x.dtype) * scale
+
+
+def attention(config: ModelConfig, q_BTNH, k_BTKH, v_BTKH, mask_BTT):
+    """Attention of whole sequences to themselves by the kernel that the config names."""
+    if config.attention == "dense":
+        return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask_BTT)
+    if jax.default_backend() != "gpu":
+        raise ValueError(
+            f"model.attention={config.attention!r} needs an NVIDIA GPU and this is a {jax.default_backend()}; set "
+            "config.model.attention=dense"
+        )
+    return fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, config.attention)
+
+
+def fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, implementation: str):
+    """The same by one of jax's kernels, which never holds the scores [N, T, T]."""
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], scale=1.0, implementation=implementation
+    )
 
 
 def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):

@@ -44,7 +44,8 @@ VARIANTS = {
     "rope_high": (1.5, "logits", LLAMA3), "rope_trained_tokens": (64, "logits", LLAMA3),
     "lora_alpha": (2.0, "logits", LORA),
     "embed_std": (0.1, "init"), "qk_bias_std": (0.7, "init"), "param_dtype": ("bfloat16", "init"),
-    "scan_layers": (False, "program"), "remat": ("block", "program"), "head_chunk_tokens": (3, "program"),
+    "scan_layers": (False, "program"), "remat": ("block", "program"),
+    "attention": ("cudnn", "kernel", dict(compute_dtype="bfloat16")), "head_chunk_tokens": (3, "program"),
     "max_positions": (99, "export", dict(qkv_bias=False)),
 }  # fmt: skip
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 12, (2, 9)), jnp.int32)
@@ -171,6 +172,9 @@ def test_every_config_field_changes_something(field):
         same = {p for p in mine if mine[p].dtype == others[p].dtype and np.array_equal(mine[p], others[p])}
         changed = {"embed_std": {"embed"}, "qk_bias_std": {"layers/bq", "layers/bk"}, "param_dtype": set(mine)}[field]
         assert mine.keys() - same == changed
+    elif what == "kernel":  # that it computes the same: test_transformer.py, by the kernel that a CPU has
+        with pytest.raises(ValueError, match=r"model.attention='cudnn' needs an NVIDIA GPU.*config.model.attention="):
+            forward(params, other, TOKENS)
     else:
         assert _program(base, params) != _program(other, params)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ceiling import model
 from ceiling.model.rope import rotary, rotations
+from ceiling.model.transformer import dense_attention, fused_attention, heads_first
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)
@@ -265,3 +266,27 @@ def test_bfloat16_params_run_in_float32_compute(make_model):
     tokens_T = some_tokens(6)
     logits = forward(params, config, tokens_T[None])
     np.testing.assert_allclose(logits[0], reference_logits(params, config, tokens_T), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_the_fused_kernel_has_the_masks_of_the_dense_products(heads, kv_heads):
+    """jax's kernels share one interface; on a CPU it has the one by products, on a GPU cuDNN's."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 7, n, 8)), jnp.float32) for n in (heads, kv_heads, kv_heads))
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]])
+    behind = np.arange(7)[:, None] - np.arange(7)
+    mask = jnp.asarray((behind >= 0) & (behind < 3) & (segments[:, :, None] == segments[:, None]))
+
+    def outputs(attend):
+        out, back = jax.vjp(attend, q, k, v)
+        return out, *back(jnp.asarray(np.random.default_rng(1).normal(size=out.shape), jnp.float32))
+
+    dense = outputs(lambda q, k, v: dense_attention(q, heads_first(k), heads_first(v), mask))
+    fused = outputs(lambda q, k, v: fused_attention(q, k, v, mask, "xla"))
+    for a, b in zip(dense, fused, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_kernel_of_half_precision_is_refused_in_single():
+    with pytest.raises(ValueError, match="model.attention='cudnn' computes in half precision only"):
+        model.ModelConfig(vocab_size=4, width=8, ffn=8, layers=1, heads=2, kv_heads=2, head_dim=8, attention="cudnn")
