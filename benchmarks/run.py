@@ -1,7 +1,7 @@
 """Our speed beside that of the peers: the same work on the same cores, in one call.
 
     python benchmarks/run.py --envs DIR [--install] [--sizes tiny,small] [--works sft,grpo_uneven,...]
-                             [--peers torch,trl,tunix,tunix_1024] [--threads 1] [--repeats 5] [--rounds 2] [--out DIR]
+                             [--peers torch,trl,tunix,...] [--threads 1] [--repeats 5] [--rounds 2] [--out DIR]
 
 Peers run in environments of their own under --envs, which --install makes. Sides take turns, round by round, each on
 the first --threads cores, so that a slow minute of the machine hits them all; a number is the median of repeats x
@@ -31,7 +31,9 @@ ROLLOUTS, UPDATES = ("rollout_even", "rollout_uneven"), ("sft", "sft_packed")
 STEPS = ("grpo_even", "grpo_uneven")
 PEERS = {  # peer -> environment, heading, works
     "torch": ("torch", "torch, transformers", {*UPDATES, *ROLLOUTS, "start_sft"}),
+    "torch_compiled": ("torch", "torch.compile", {*UPDATES, "start_sft"}),
     "trl": ("torch", "TRL", {*UPDATES, *STEPS, "start_sft", "start_grpo"}),
+    "trl_compiled": ("torch", "TRL, torch.compile", {*UPDATES, *STEPS, "start_sft", "start_grpo"}),
     "tunix": ("tunix", "Tunix", set(work.WORKS)),
     "tunix_1024": ("tunix", "Tunix, cache of 1024", set(ROLLOUTS)),
 }
@@ -166,8 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     about = (
         f"{platform.machine()}, {args.threads} of {os.cpu_count()} cores; median of {args.repeats} repeats x "
-        f"{args.rounds} rounds after warm-up (starts: {args.rounds} fresh processes). In brackets: the peer's seconds "
-        "over ours."
+        f"{args.rounds} rounds after warm-up (starts: {args.rounds} fresh processes; ours again with its programs "
+        "compiled: warm). In brackets: the peer's seconds over ours."
     )
 
     def command(env: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Measurements of several sides made into one table.
 
 A row is {"size", "work", "flops", "matrix_rates": [FLOP/s], "sides": {name: side}}, a side {"seconds": [...],
-"versions": {...}} or {"error": "..."}; one that does not do the work is absent.
+"versions": {...}} or {"error": "..."}; one that does not do the work is absent. Our starts also have "warm_seconds",
+of a start that finds its programs compiled.
 """
 
 import statistics
@@ -23,9 +24,10 @@ def ratio(row: dict, peer: str) -> float | None:
 
 
 def share(row: dict) -> float | None:
-    """Our FLOP/s over those of the matrix product that the same processes measured; None unless both are there."""
-    ours = median(row["sides"].get(OURS))
-    return row["flops"] / ours / statistics.median(row["matrix_rates"]) if ours and row["flops"] else None
+    """Our FLOP/s over those of the matrix product that the same processes measured; None where ours failed and for
+    starts, which are not about arithmetic."""
+    ours = None if row["work"].startswith("start_") else median(row["sides"].get(OURS))
+    return row["flops"] / ours / statistics.median(row["matrix_rates"]) if ours else None
 
 
 def add(row: dict, side: str, answer: dict) -> None:
@@ -36,6 +38,8 @@ def add(row: dict, side: str, answer: dict) -> None:
         return
     entry = row["sides"].setdefault(side, {"seconds": [], "versions": answer["versions"]})
     entry["seconds"].extend(answer["seconds"])
+    if "warm_seconds" in answer:
+        entry.setdefault("warm_seconds", []).extend(answer["warm_seconds"])
     if side == OURS:
         row["flops"] = answer["flops"]
         row["matrix_rates"].append(answer["matrix_rate"])
@@ -70,4 +74,5 @@ def _seconds(side: dict | None) -> str:
         return ""
     if "error" in side:
         return "failed: " + side["error"].replace("|", "/").replace("\n", " ")[:120]
-    return f"{median(side):.3g} s"
+    warm = f" (warm {statistics.median(side['warm_seconds']):.3g} s)" if "warm_seconds" in side else ""
+    return f"{median(side):.3g} s{warm}"

@@ -54,6 +54,15 @@ def test_ratio_and_share_are_of_medians_over_all_rounds():
     assert lines[4] == "Matrix product: 50 to 100 GFLOP/s. ceiling 1.0; trl 1.0."
 
 
+def test_a_start_shows_its_warm_seconds_and_no_share_of_arithmetic():
+    row = row_of(trl=[8.0]) | {"work": "start_grpo"}
+    answer = {"seconds": [10.0], "warm_seconds": [4.0], "versions": {}, "flops": 1e9, "matrix_rate": 1e11}
+    table.add(row, "ceiling", answer)
+    table.add(row, "ceiling", answer | {"warm_seconds": [5.0]})
+    line = "| start to first GRPO step, tiny | 10 s (warm 4.5 s) |  | 8 s (0.80x) |"
+    assert line in table.markdown([row], {"trl": "TRL"})
+
+
 def test_an_error_takes_the_place_of_earlier_seconds_and_no_ratio_is_left():
     row = row_of(ceiling=[0.5], trl=[1.0])
     table.add(row, "trl", {"error": "died | here\nand there"})
