@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import numpy as np
 
+SEQUENCES_PER_ROW = 4  # that a row of a micro-batch has room for, on average
+
 
 @dataclasses.dataclass
 class Example:
@@ -50,6 +52,15 @@ def pack(
     is longer than max_tokens, or the rows do not hold everything."""
     if len(examples) > sequences:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {sequences} sequences")
+    place, needed = _placed(examples, max_tokens, row_tokens)
+    rows = needed if rows is None else rows
+    if needed > rows:
+        raise ValueError(f"packing: {needed} rows of {row_tokens} tokens are needed, {rows} are there")
+    return _filled(examples, place, sequences, max_tokens, row_tokens, rows)
+
+
+def _placed(examples: list[Example], max_tokens: int, row_tokens: int, most: int | None = None):
+    """(row, start) of every example, at most so many to a row, and the number of rows. Checks what it is given."""
     longest = max((len(e.tokens) for e in examples), default=0)
     if longest > max_tokens or max_tokens > row_tokens:
         raise ValueError(
@@ -58,10 +69,10 @@ def pack(
         )
     if len({tuple(sorted(e.extra)) for e in examples}) > 1:
         raise ValueError("packing: examples of one batch must carry the same extra arrays")
-    place, needed = _first_fit([len(e.tokens) for e in examples], row_tokens)
-    rows = needed if rows is None else rows
-    if needed > rows:
-        raise ValueError(f"packing: {needed} rows of {row_tokens} tokens are needed, {rows} are there")
+    return _first_fit([len(e.tokens) for e in examples], row_tokens, most)
+
+
+def _filled(examples: list[Example], place, sequences: int, max_tokens: int, row_tokens: int, rows: int) -> Batch:
     tokens, segments, positions = (np.zeros((rows, row_tokens), np.int32) for _ in range(3))
     targets, index = (np.zeros((sequences, max_tokens), np.int32) for _ in range(2))
     mask = np.zeros((sequences, max_tokens), np.float32)
@@ -94,28 +105,27 @@ def micro_batches(
     examples: list[Example], *, parts: int, rows: int, max_tokens: int, multiple: int = 1
 ) -> tuple[Batch, int]:
     """Examples shared out over micro-batches of one shape: (Batch with a leading axis of `parts`, the number of those
-    that hold any). They fill as few as they fit in, all about as long; the last ones are blank and need not be run.
+    that hold any). They fill as few as they fit in; the last ones are blank and need not be run.
 
     rows: of max_tokens tokens that a full part may take, so parts * rows examples fit whatever their lengths. It is
     given one of four numbers of rows, so few programs are compiled however lengths drift; rows and sequences come in
     multiples of `multiple` (devices). Raises ValueError as `pack` does."""
     most, sequences = _up(rows, multiple), micro_sequences(parts, rows, multiple)
-    longest_first = sorted(examples, key=lambda e: -len(e.tokens))
-    tokens = sum(len(e.tokens) for e in examples)
-    for live in range(max(1, min(parts, -(-tokens // (most * max_tokens)))), parts + 1):
-        shares = _dealt(longest_first, live)
-        needed = max(_first_fit([len(e.tokens) for e in share], max_tokens)[1] for share in shares)
-        if needed <= most and len(shares[0]) <= sequences:
-            break
-    some = min(most, _up(needed, _up(-(-rows // 4), multiple)))
-    made = [pack(s, sequences=sequences, max_tokens=max_tokens, row_tokens=max_tokens, rows=some) for s in shares]
+    place, needed = _placed(examples, max_tokens, max_tokens, SEQUENCES_PER_ROW)
+    live = -(-needed // most)
+    some = min(most, _up(-(-needed // live), _up(-(-rows // 4), multiple)))
+    made = []
+    for part in range(live):
+        mine = [i for i, (row, _) in enumerate(place) if row % live == part]
+        here = [(place[i][0] // live, place[i][1]) for i in mine]
+        made.append(_filled([examples[i] for i in mine], here, sequences, max_tokens, max_tokens, some))
     blank = jax.tree.map(np.zeros_like, made[0])
     return stack(made + [blank] * (parts - live)), live
 
 
 def micro_sequences(parts: int, rows: int, multiple: int) -> int:
-    """Sequences that a micro-batch of so many rows has room for: four to a row, if there are as many."""
-    return min(4 * _up(rows, multiple), _up(parts * rows, multiple))
+    """Sequences that a micro-batch of so many rows has room for, if there are as many."""
+    return min(SEQUENCES_PER_ROW * _up(rows, multiple), _up(parts * rows, multiple))
 
 
 def _up(n: int, step: int) -> int:
@@ -123,21 +133,18 @@ def _up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def _dealt(items: list, hands: int) -> list[list]:
-    """Items, the longest first, dealt to and fro: into hands of equal size (or one more) and about equal sums."""
-    turns = [items[i : i + hands] for i in range(0, len(items), hands)]
-    turns[1::2] = [turn[::-1] for turn in turns[1::2]]
-    return [[turn[hand] for turn in turns if hand < len(turn)] for hand in range(hands)]
-
-
-def _first_fit(lengths: list[int], row_tokens: int):
-    """(row, start) per item and the number of rows used, longest items first."""
+def _first_fit(lengths: list[int], row_tokens: int, most: int | None = None):
+    """(row, start) per item and the number of rows used, longest items first, at most so many to a row."""
     place = [(0, 0)] * len(lengths)
     free: list[int] = []
+    items: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((r for r, room in enumerate(free) if room >= lengths[i]), len(free))
+        fits = (r for r, room in enumerate(free) if room >= lengths[i] and items[r] != most)
+        row = next(fits, len(free))
         if row == len(free):
             free.append(row_tokens)
+            items.append(0)
         place[i] = (row, row_tokens - free[row])
         free[row] -= lengths[i]
+        items[row] += 1
     return place, max(1, len(free))
