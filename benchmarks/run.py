@@ -39,6 +39,12 @@ PEERS = {  # peer -> environment, heading, works
 }
 
 
+def died(code: int, log: pathlib.Path) -> dict:
+    """The answer of a process that gave none: its exit code and the last that it said."""
+    said = [line for line in log.read_text().splitlines() if line.strip()]
+    return {"error": f"died with exit code {code}; {said[-1] if said else 'it said nothing'}"}
+
+
 class Side:
     """A process of a peer's environment, started at its first job and again after it died."""
 
@@ -64,10 +70,9 @@ class Side:
             timer.cancel()
         if line:
             return json.loads(line)
-        said = self.log.read_text().split("\n")
         code = self.process.wait()
         self.close()
-        return {"error": f"died with exit code {code}; {next((s for s in reversed(said) if s.strip()), '')}"}
+        return died(code, self.log)
 
     def close(self) -> None:
         if self.process is not None:
@@ -95,7 +100,7 @@ class Ours:
             except subprocess.TimeoutExpired:
                 return {"error": f"took longer than {self.timeout:.0f} s"}
         if out.returncode:
-            return {"error": f"exit code {out.returncode}; see {self.log}"}
+            return died(out.returncode, self.log)
         head, row = map(json.loads, out.stdout.splitlines())
         return {**row, **head}
 
