@@ -31,6 +31,7 @@ from ceiling.plan import work
 from ceiling.regimes import base as regimes
 from ceiling.rollout import cache as kv
 from ceiling.rollout import engine, scoring
+from ceiling.rollout.slots import run as run_slots
 from ceiling.train import optim
 from ceiling.train.step import TrainState, make_step, split
 
@@ -165,7 +166,7 @@ def sampling(setting: Setting, cfg: dict) -> Program:
     prompts, slots, requests = (-(-count // Z) for count in _queue(setting, cfg))
     whole = functools.partial(laid_out, sharding=replicated(setting.mesh))
     i32, u32 = jnp.int32, jnp.uint32
-    return Program(engine._run, (parameters(setting.model, setting.mesh),), dict(
+    return Program(run_slots, (parameters(setting.model, setting.mesh),), dict(
         config=setting.model, stop_ids=(0,), slots=slots,
         max_new_tokens=setting.response_tokens, top_p=1.0, greedy=False, temperature=whole((), jnp.float32),
         seed_key=jax.eval_shape(lambda: jax.random.key(0)),

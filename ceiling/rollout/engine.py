@@ -17,17 +17,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ceiling.model.config import ModelConfig
 from ceiling.model.policy import Policy
-from ceiling.model.sharding import BATCH, constrain, parts
-from ceiling.model.transformer import unembed
-from ceiling.rollout import cache as kv
-from ceiling.rollout import sampling
+from ceiling.model.sharding import BATCH, parts
+from ceiling.rollout.slots import run
 from ceiling.tasks.base import Turns
 
 
@@ -106,7 +102,7 @@ def generate(
     groups = 1 if policy.mesh is None else parts(policy.mesh.shape, BATCH)
     own_slots = -(-min(slots, requests) // groups)
     program = functools.partial(
-        _run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
+        run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
         max_new_tokens=max_new_tokens, top_p=float(top_p), greedy=temperature == 0, branches=branches,
         temperature=jnp.float32(temperature), seed_key=jax.random.key(seed),
     )  # fmt: skip
@@ -124,11 +120,11 @@ def generate(
                 tokens_ZCP=tokens_CP[index_ZC], lengths_ZC=lengths_C[index_ZC], ids_ZC=row_ids[index_ZC],
                 queued_Z=queued_Z, prompt_ZQ=prompt_ZQ, sample_ZQ=sample_ZQ + np.uint32(first_sample + done),
             )  # fmt: skip
-            *drawn, steps = jax.device_get(result)
+            *drawn, slot_steps = jax.device_get(result)
             here, used = (slice(start, start + rows), slice(done, done + width)), rows * width
             for whole, part in zip((out.tokens, out.logprobs, out.lengths, out.stopped), drawn, strict=True):
                 whole[here] = part.reshape(-1, *part.shape[2:])[:used].reshape(rows, width, *part.shape[2:])
-            out.executed_tokens += index_ZC.size * capacity + used + int(steps) * groups * own_slots
+            out.executed_tokens += index_ZC.size * capacity + used + int(slot_steps) * groups
     return out
 
 
@@ -156,121 +152,6 @@ def share(rows: int, width: int, per_call: int, samples_per_call: int, groups: i
         np.minimum(first_Z1 + np.arange(C), rows - 1), (inside_ZQ // width - first_Z1).astype(np.int32),
         (inside_ZQ % width).astype(np.uint32), np.sum(request_ZQ < rows * width, axis=1, dtype=np.int32),
     )  # fmt: skip
-
-
-@flax.struct.dataclass
-class _Slots:
-    """Carry of the decode loop. Idle slots point at request Q, one past the end: writes to it drop."""
-
-    cache: kv.Cache  # of Z * B rows
-    request_ZB: jax.Array
-    token_ZB: jax.Array  # last token drawn, not yet in the cache
-    length_ZB: jax.Array  # tokens of the prompt
-    count_ZB: jax.Array  # tokens drawn so far
-    live_ZB: jax.Array
-    next_Z: jax.Array  # next request of each group's queue
-    tokens_ZQR: jax.Array
-    logprobs_ZQR: jax.Array
-    lengths_ZQ: jax.Array
-    stopped_ZQ: jax.Array
-    steps: jax.Array
-
-
-_pick = jax.vmap(lambda table_C, index_B: table_C[index_B])
-_record = jax.vmap(lambda table, at, value: table.at[at].set(value, mode="drop"))
-
-
-@functools.partial(jax.jit, static_argnames=(
-    "config", "stop_ids", "slots", "max_new_tokens", "top_p", "greedy", "branches"))  # fmt: skip
-def _run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, greedy, branches=0,
-         temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ):  # fmt: skip
-    """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group."""
-    (Z, C, P), Q, R, B = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens, slots
-    prompt_cache, last = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
-    last_ZCD = last.reshape(Z, C, -1)
-    refill_at = max(1, B // 8)
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    divided = lambda x: constrain(x, "batch", *[None] * (x.ndim - 1), like=params["embed"])  # noqa: E731
-
-    def draw(s: _Slots, logits, update_ZB, *, first: bool):
-        """Draw a token for the slots in update_ZB from logits [Z * B, V] and record it."""
-        request_ZB = jnp.minimum(s.request_ZB, Q - 1)
-        id_ZB, sample_ZB = _pick(ids_ZC, _pick(prompt_ZQ, request_ZB)), _pick(sample_ZQ, request_ZB)
-        # Every device draws for some of the rows, and has their whole vocabulary: an exchange, no gather.
-        logits = constrain(logits, "rows", None)
-        if first and branches:
-            token, logp = sampling.ranked(logits, sample_ZB.reshape(-1), branches)
-        else:
-            u = sampling.uniforms(seed_key, *(x.reshape(-1) for x in (id_ZB, sample_ZB, s.count_ZB)))
-            token, logp = sampling.draw(logits, u, temperature=temperature, top_p=top_p, greedy=greedy)
-        token_ZB, logp_ZB = divided(token.reshape(Z, B)), divided(logp.reshape(Z, B))
-        target_ZB = jnp.where(update_ZB, s.request_ZB, Q)
-        stop_ZB = jnp.isin(token_ZB, stops)
-        count_ZB = jnp.where(update_ZB, s.count_ZB + 1, s.count_ZB)
-        return s.replace(
-            token_ZB=jnp.where(update_ZB, token_ZB, s.token_ZB),
-            count_ZB=count_ZB,
-            live_ZB=jnp.where(update_ZB, ~stop_ZB & (count_ZB < R), s.live_ZB),
-            tokens_ZQR=_record(s.tokens_ZQR, (target_ZB, s.count_ZB), token_ZB),
-            logprobs_ZQR=_record(s.logprobs_ZQR, (target_ZB, s.count_ZB), logp_ZB),
-            lengths_ZQ=_record(s.lengths_ZQ, target_ZB, count_ZB),
-            stopped_ZQ=_record(s.stopped_ZQ, target_ZB, stop_ZB),
-        )
-
-    def refill(s: _Slots):
-        """Move the next requests of each group's queue into its free slots."""
-        free_ZB = ~s.live_ZB
-        request_ZB = s.next_Z[:, None] + jnp.cumsum(free_ZB, axis=1) - 1
-        take_ZB = free_ZB & (request_ZB < queued_Z[:, None])
-        request_ZB = jnp.where(take_ZB, request_ZB, jnp.where(free_ZB, Q, s.request_ZB))
-        prompt_ZB = divided(_pick(prompt_ZQ, jnp.minimum(request_ZB, Q - 1)))
-
-        def move(live, prompt):
-            lead, heads = prompt.shape[:-4], ("kv_heads", None, None)
-            prompt = prompt.reshape(*lead, Z, C, *prompt.shape[-3:])
-            prompt = constrain(prompt, *[None] * len(lead), "batch", None, *heads)
-            take = lambda p, i: jnp.take(p, i, axis=len(lead), mode="clip")  # noqa: E731
-            taken = jax.vmap(take, (len(lead), 0), len(lead))(prompt, prompt_ZB)
-            taken = constrain(taken, *[None] * len(lead), "batch", None, *heads)
-            old = live[..., :P, :]
-            chosen = jnp.where(take_ZB.reshape(-1, 1, 1, 1), taken.reshape(old.shape), old)
-            return live.at[..., :P, :].set(chosen)
-
-        s = s.replace(
-            cache=jax.tree.map(move, s.cache, prompt_cache),
-            request_ZB=request_ZB,
-            length_ZB=jnp.where(take_ZB, _pick(lengths_ZC, prompt_ZB), s.length_ZB),
-            count_ZB=jnp.where(take_ZB, 0, s.count_ZB),
-            next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
-        )
-        first = unembed(params, config, _pick(last_ZCD, prompt_ZB).reshape(Z * B, -1))
-        return draw(s, first, take_ZB, first=True)
-
-    def step(s: _Slots):
-        place = s.steps % R
-        token, length, count = (x.reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
-        distance = kv.ring_distance(P, R, place, length, count)
-        logits, cache = kv.decode(params, config, s.cache, token, length + count - 1, P + place, distance)
-        return draw(s.replace(cache=cache, steps=s.steps + 1), logits, s.live_ZB, first=False)
-
-    def busy(s: _Slots):
-        free_Z = jnp.sum(~s.live_ZB, axis=1)
-        return jnp.any(s.live_ZB) & ~jnp.any((free_Z >= refill_at) & (s.next_Z < queued_Z))
-
-    def unfinished(s: _Slots):
-        return jnp.any(s.next_Z < queued_Z) | jnp.any(s.live_ZB)
-
-    zeros_ZB = divided(jnp.zeros((Z, B), jnp.int32))
-    state = _Slots(
-        cache=kv.empty(config, Z * B, P + R, params["embed"]), request_ZB=zeros_ZB + Q, token_ZB=zeros_ZB,
-        length_ZB=zeros_ZB, count_ZB=zeros_ZB, live_ZB=zeros_ZB > 0, next_Z=jnp.zeros(Z, jnp.int32),
-        tokens_ZQR=divided(jnp.zeros((Z, Q, R), jnp.int32)), logprobs_ZQR=divided(jnp.zeros((Z, Q, R), jnp.float32)),
-        lengths_ZQ=jnp.zeros((Z, Q), jnp.int32), stopped_ZQ=jnp.zeros((Z, Q), bool), steps=jnp.int32(0),
-    )  # fmt: skip
-    s = jax.lax.while_loop(unfinished, lambda s: jax.lax.while_loop(busy, step, refill(s)), state)
-    results = s.tokens_ZQR, s.logprobs_ZQR, s.lengths_ZQ, s.stopped_ZQ, s.steps
-    # Whole everywhere, so that every host can read them.
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim, like=params["embed"]), results)
 
 
 def bucket(length: int) -> int:

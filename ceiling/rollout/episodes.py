@@ -287,7 +287,8 @@ class _Rule:
 
     def draw(self, logits_BV, who):
         """(tokens int32[B], log-probabilities f32[B])."""
-        u_B = sampling.uniforms(self.seed_key, *who)
+        id_B, sample_B, position_B = who
+        u_B = sampling.uniforms(sampling.keys(self.seed_key, id_B, sample_B), position_B)
         logits_BV = constrain(logits_BV, "rows", None)
         return sampling.draw(logits_BV, u_B, temperature=self.temperature, top_p=self.top_p, greedy=self.greedy)
 
@@ -325,6 +326,7 @@ def _decode(params, config: ModelConfig, rule: _Rule, cache, token_B, held_B, li
     many rows have halted that the host has something to do. Returns (cache, tokens [STRIDE, B], their
     log-probabilities, how many each row has drawn, steps)."""
     (id_B, sample_B, count_B), B = who, len(token_B)
+    params = kv.by_layer(params, config)
     enough = max(1, B // 8)
 
     def go_on(s):

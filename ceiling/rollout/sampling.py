@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from ceiling.model.logprobs import log_softmax_at
 
 
-def uniforms(seed_key, problem_B, sample_B, position_B):
-    """One uniform in [0, 1) per row, f32[B]."""
+def keys(seed_key, problem, sample):
+    """The key of each sample's noise, of the shape of `problem` and `sample` (both uint32)."""
+    fold = jnp.vectorize(lambda p, s: jax.random.fold_in(jax.random.fold_in(seed_key, p), s))
+    return fold(problem, sample)
 
-    def one(problem, sample, position):
-        key = jax.random.fold_in(jax.random.fold_in(seed_key, problem), sample)
-        return jax.random.uniform(jax.random.fold_in(key, position))
 
-    return jax.vmap(one)(problem_B, sample_B, position_B)
+def uniforms(key_B, position_B):
+    """One uniform in [0, 1) for the token at each row's position in its response, f32[B]."""
+    return jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))(key_B, position_B)
 
 
 def draw(logits_BV, uniform_B, *, temperature, top_p: float, greedy: bool):

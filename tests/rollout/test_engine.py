@@ -8,9 +8,12 @@ import pytest
 
 from ceiling.data.packing import Example
 from ceiling.model import Policy, forward, make_mesh, place
+from ceiling.model.transformer import dense_attention
 from ceiling.rollout import generate
-from ceiling.rollout.engine import _run, bucket, share
+from ceiling.rollout.cache import attention_of_one
+from ceiling.rollout.engine import bucket, share
 from ceiling.rollout.scoring import score
+from ceiling.rollout.slots import run, stages
 
 STOP = 3
 R = 6
@@ -180,12 +183,12 @@ def test_samples_of_a_problem_are_distinct_streams(policy):
 
 
 def test_one_compilation_for_all_calls_of_a_bucket(policy):
-    before = _run._cache_size()
+    before = run._cache_size()
     for seed, prompts in enumerate([[[1, 2], [3] * 8], [[4] * 5, [6]], [[2] * 7, [2] * 6]]):
         draw(policy, prompts, n=5, seed=seed, temperature=1.0 + seed / 10, problem_ids=[seed, 9], first_sample=seed)
-    assert _run._cache_size() == before + 1
+    assert run._cache_size() == before + 1
     draw(policy, [[1], [2], [3], [4], [5], [6], [7] * 8], n=5, chunk_requests=10)  # 4 programs of 2 prompts
-    assert _run._cache_size() == before + 1, "a long call is cut into programs of one shape"
+    assert run._cache_size() == before + 1, "a long call is cut into programs of one shape"
 
 
 @pytest.mark.parametrize(("length", "capacity"), [(1, 4), (4, 4), (5, 8), (32, 32), (33, 48), (128, 128), (129, 256),
@@ -205,6 +208,58 @@ def test_freed_slots_are_refilled(policy):
     assert out.executed_tokens < 0.8 * n * limit
     waves = out.lengths[0].reshape(-1, slots).max(axis=1).sum() * slots  # slots that wait for their wave
     assert out.executed_tokens < waves
+
+
+@pytest.mark.parametrize(("scan", "slots", "requests", "ring", "expected"), [
+    (True, 128, 128, 96, [(128, 96)]), (False, 128, 128, 96, [(128, 32), (128, 96), (64, 96), (32, 96)]),
+    (False, 128, 129, 96, [(128, 96), (64, 96), (32, 96)]), (False, 40, 40, 40, [(40, 40), (20, 40)]),
+    (False, 8, 8, 8, [(8, 8)]),
+])  # fmt: skip
+def test_stages_are_few_and_hold_what_may_live(policy, scan, slots, requests, ring, expected):
+    config = dataclasses.replace(policy.config, scan_layers=scan)
+    assert stages(config, slots, requests, ring) == expected
+
+
+@pytest.fixture(scope="module")
+def staged(policy):
+    """(a policy whose decode loop has stages, its arguments, what the same weights draw in one stage)."""
+    unrolled = Policy(policy.params, dataclasses.replace(policy.config, scan_layers=False), (STOP,))
+    settings = dict(prompts=[[i, 5, 9][: 1 + i % 3] for i in range(4, 12)], max_new_tokens=48, temperature=1.5)
+    return unrolled, settings, draw(policy, **settings)
+
+
+def test_stages_change_no_sample_and_idle_slots_are_given_up(staged):
+    unrolled, settings, reference = staged
+    out = draw(unrolled, **settings)
+    same(out, reference)
+    lengths, steps, slots = reference.lengths.ravel(), 0, 64
+    assert stages(unrolled.config, 64, 64, 48) == [(64, 16), (64, 48), (32, 48), (16, 48)]
+    assert np.sum(lengths > 16) > 16 and np.sum(lengths > 32) > 0, "every stage has something to do"
+    for count in range(1, lengths.max()):  # the step that draws token count + 1 of what lives
+        slots = next(size for size in (16, 32, 64) if size == slots or np.sum(lengths > count) <= size)
+        steps += slots
+    assert out.executed_tokens == reference.executed_tokens - 64 * (lengths.max() - 1) + steps
+    assert steps < 0.8 * 64 * (lengths.max() - 1)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 1, 2)], ids=str)
+def test_stages_behind_a_queue_and_on_a_mesh_change_no_sample(staged, sizes):
+    unrolled, settings, reference = staged
+    if sizes:
+        placed = place(unrolled.params, unrolled.config, make_mesh(*sizes))
+        unrolled = Policy(placed, unrolled.config, (STOP,))
+    out = draw(unrolled, **settings, **({} if sizes else dict(slots=40)))
+    same(out, reference)
+    assert out.executed_tokens < reference.executed_tokens
+
+
+def test_attention_of_one_query_is_dense_attention():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((3, 1, 6, 4), (3, 2, 10, 4), (3, 2, 10, 4)))
+    mask_B1S = rng.random((3, 1, 10)) < 0.5
+    expected = jax.jit(dense_attention)(q, k, v, mask_B1S)
+    np.testing.assert_allclose(jax.jit(attention_of_one)(q, k, v, mask_B1S), expected, atol=1e-6)
+    assert np.abs(dense_attention(q, k, v, np.ones_like(mask_B1S)) - expected).max() > 0.01, "the mask must show"
 
 
 @pytest.mark.exact

@@ -14,7 +14,11 @@ from ceiling.rollout import generate, sampling
 
 V = 7
 draw = jax.jit(sampling.draw, static_argnames=("top_p", "greedy"))
-uniforms = jax.jit(sampling.uniforms)
+
+
+@jax.jit
+def uniforms(seed_key, problem_B, sample_B, position_B):
+    return sampling.uniforms(sampling.keys(seed_key, problem_B, sample_B), position_B)
 
 
 def exact(logits_V, temperature=1.0, top_p=1.0):
