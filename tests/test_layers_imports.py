@@ -74,8 +74,8 @@ def test_the_walk_sees_what_it_must():
     assert back_edges("regimes.x", {"train.step", "model.config", "ledger"}) == {"train.step"}
     assert back_edges("ledger", {"model.config", "version"}) == {"model.config"}
     assert back_edges("evals.x", {"experiment", ""}) == {"experiment", ""}
-    assert "model.config" in imports_of(ROOT / "rollout" / "engine.py")
-    assert "rollout.cache" in imports_of(ROOT / "rollout" / "engine.py"), "from package import module"
+    assert "model.config" in imports_of(ROOT / "rollout" / "slots.py")
+    assert "rollout.cache" in imports_of(ROOT / "rollout" / "slots.py"), "from package import module"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
