@@ -126,7 +126,7 @@ class Bench:
             clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // MICRO_TOKENS), schedule="constant",
         )  # fmt: skip
         generate = loop.generate
-        loop.generate = functools.partial(generate, limits=self.limits(uneven)) if uneven else generate
+        loop.generate = functools.partial(generate, limits=self.limits(uneven))
         try:
             trainer = loop.Trainer(
                 regimes.load(regime), cfg.to_dict(), Policy(loop.copied(self.params), self.config, ()), task, models={},
@@ -144,7 +144,7 @@ class Bench:
         seeds = itertools.count()
         draw = functools.partial(
             generate, self.policy, work.prompts(self.size), n=self.rows["samples"], max_new_tokens=work.NEW_TOKENS,
-            **({"limits": self.limits(uneven)} if uneven else {}),
+            limits=self.limits(uneven),
         )  # fmt: skip
         return seconds_of(lambda: draw(seed=next(seeds)).tokens, count)
 

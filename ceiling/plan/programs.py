@@ -172,7 +172,7 @@ def sampling(setting: Setting, cfg: dict) -> Program:
         seed_key=jax.eval_shape(lambda: jax.random.key(0)),
         tokens_ZCP=whole((Z, prompts, engine.bucket(setting.prompt_tokens)), i32), lengths_ZC=whole((Z, prompts), i32),
         ids_ZC=whole((Z, prompts), u32), queued_Z=whole((Z,), i32), prompt_ZQ=whole((Z, requests), i32),
-        sample_ZQ=whole((Z, requests), u32),
+        sample_ZQ=whole((Z, requests), u32), limit_ZQ=whole((Z, requests), i32),
     ))  # fmt: skip
 
 

@@ -1,9 +1,7 @@
-"""The sampler: prompts prefilled once, a fixed number of slots refilled as samples end.
+"""The sampler: n samples of every prompt, whatever their number, in constant memory.
 
-A call is cut into chunks of requests; each chunk is one jitted program with static shapes. Inside
-it, all slots decode one token per step, each at its own position; when enough slots are free, the next
-requests of the queue move in (the prompt's cache rows are copied, its first token is drawn from the
-prompt's last activations). There is no host round trip per token and no [B, T, V] array.
+A call is cut into chunks of requests; each chunk is one run of the jitted program in slots.py, with static shapes.
+There is no host round trip per token and no [B, T, V] array.
 
 On a mesh the slots lie in Z groups, one for every part that rows are divided into (the data and fsdp axes). A group
 has its own share of the requests and the prompts they need, so no cache row ever moves between devices; heads are
@@ -80,17 +78,25 @@ def generate(
     slots: int = 512,
     chunk_requests: int = 32_768,
     branch: bool = False,
+    limits=None,
 ) -> Completions:
     """Draw n samples for every prompt (sequences of token ids).
 
     temperature 0 decodes greedily. problem_ids (uint32, default 0..) and first_sample key the noise:
     sample j of problem p is the same whatever else is in the call. branch: sample j starts with the j-th most likely
-    token (of first_sample + n at most, from 0) and goes on from there. Raises ValueError on an empty
-    prompt, a non-positive n or length, or a temperature or top_p out of range.
+    token (of first_sample + n at most, from 0) and goes on from there. limits: int[prompts, n], tokens after which each
+    sample is cut, from 1 to max_new_tokens (the default). Raises ValueError on an empty prompt, a non-positive n or
+    length, limits of another shape or range, or a temperature or top_p out of range.
     """
     prompts = [np.asarray(p, np.int32) for p in prompts]
     ids = np.arange(len(prompts)) if problem_ids is None else np.asarray(problem_ids)
     check(prompts, ids, n, max_new_tokens, temperature, top_p, slots, chunk_requests)
+    limits = np.full((len(prompts), n), max_new_tokens, np.int32) if limits is None else np.asarray(limits, np.int32)
+    if limits.shape != (len(prompts), n) or limits.min() < 1 or limits.max() > max_new_tokens:
+        raise ValueError(
+            f"rollout: limits of shape {limits.shape} from {limits.min()} to {limits.max()}; give {len(prompts)} "
+            f"prompts x {n} samples of them, from 1 to max_new_tokens={max_new_tokens}"
+        )
     branches = first_sample + n if branch else 0
     if branches > policy.config.vocab_size:
         raise ValueError(f"rollout: {branches} branches of a vocabulary of {policy.config.vocab_size}; ask for fewer")
@@ -116,12 +122,14 @@ def generate(
         for done in range(0, n, samples_per_call):
             width = min(samples_per_call, n - done)
             index_ZC, prompt_ZQ, sample_ZQ, queued_Z = share(rows, width, per_call, samples_per_call, groups)
+            here, used = (slice(start, start + rows), slice(done, done + width)), rows * width
+            request_ZQ = np.arange(sample_ZQ.size).reshape(sample_ZQ.shape)
             result = program(
                 tokens_ZCP=tokens_CP[index_ZC], lengths_ZC=lengths_C[index_ZC], ids_ZC=row_ids[index_ZC],
                 queued_Z=queued_Z, prompt_ZQ=prompt_ZQ, sample_ZQ=sample_ZQ + np.uint32(first_sample + done),
+                limit_ZQ=limits[here].ravel()[np.minimum(request_ZQ, used - 1)],
             )  # fmt: skip
             *drawn, slot_steps = jax.device_get(result)
-            here, used = (slice(start, start + rows), slice(done, done + width)), rows * width
             for whole, part in zip((out.tokens, out.logprobs, out.lengths, out.stopped), drawn, strict=True):
                 whole[here] = part.reshape(-1, *part.shape[2:])[:used].reshape(rows, width, *part.shape[2:])
             out.executed_tokens += index_ZC.size * capacity + used + int(slot_steps) * groups

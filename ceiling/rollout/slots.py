@@ -43,6 +43,7 @@ class _Slots:
     token_ZB: jax.Array  # last token drawn, not yet in the cache
     length_ZB: jax.Array  # tokens of the prompt
     count_ZB: jax.Array  # tokens drawn so far
+    limit_ZB: jax.Array  # tokens that may be drawn
     live_ZB: jax.Array
     next_Z: jax.Array  # next request of each group's queue
     tokens_ZQR: jax.Array
@@ -60,7 +61,7 @@ _record = jax.vmap(lambda table, at, value: table.at[at].set(value, mode="drop")
 @functools.partial(jax.jit, static_argnames=(
     "config", "stop_ids", "slots", "max_new_tokens", "top_p", "greedy", "branches"))  # fmt: skip
 def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, greedy, branches=0,
-        temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ):  # fmt: skip
+        temperature, seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ, limit_ZQ):  # fmt: skip
     """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group.
     Returns (tokens_ZQR, logprobs_ZQR, lengths_ZQ, stopped_ZQ, slot-steps of each group)."""
     (Z, C, P), Q, R = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens
@@ -87,7 +88,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
         return s.replace(
             token_ZB=jnp.where(update_ZB, token_ZB, s.token_ZB),
             count_ZB=count_ZB,
-            live_ZB=jnp.where(update_ZB, ~stop_ZB & (count_ZB < R), s.live_ZB),
+            live_ZB=jnp.where(update_ZB, ~stop_ZB & (count_ZB < s.limit_ZB), s.live_ZB),
             tokens_ZQR=_record(s.tokens_ZQR, (target_ZB, s.count_ZB), token_ZB),
             logprobs_ZQR=_record(s.logprobs_ZQR, (target_ZB, s.count_ZB), logp_ZB),
             lengths_ZQ=_record(s.lengths_ZQ, target_ZB, count_ZB),
@@ -114,6 +115,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
             key_ZB=sampling.keys(seed_key, _pick(ids_ZC, prompt_ZB), _pick(sample_ZQ, safe_ZB)),
             length_ZB=jnp.where(take_ZB, _pick(lengths_ZC, prompt_ZB), s.length_ZB),
             count_ZB=jnp.where(take_ZB, 0, s.count_ZB),
+            limit_ZB=_pick(limit_ZQ, safe_ZB),
             next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
         first = unembed(params, config, _pick(last_ZCD, prompt_ZB).reshape(take_ZB.size, -1))
@@ -155,7 +157,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
         if slots == size:
             return s.replace(cache=kv.longer(s.cache, P + ring))
         index_ZB = divided(jnp.argsort(~s.live_ZB, axis=1, stable=True)[:, :slots])
-        names = ("request_ZB", "key_ZB", "token_ZB", "length_ZB", "count_ZB", "live_ZB")
+        names = ("request_ZB", "key_ZB", "token_ZB", "length_ZB", "count_ZB", "limit_ZB", "live_ZB")
         kept = {name: divided(_pick(getattr(s, name), index_ZB)) for name in names}
         return s.replace(cache=kv.rows(s.cache, index_ZB, size), **kept)
 
@@ -164,7 +166,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
     s = _Slots(
         cache=kv.empty(config, Z * slots, P + plan[0][1], like), request_ZB=zeros_ZB + Q,
         key_ZB=jnp.broadcast_to(seed_key, zeros_ZB.shape), token_ZB=zeros_ZB,
-        length_ZB=zeros_ZB, count_ZB=zeros_ZB, live_ZB=zeros_ZB > 0, next_Z=jnp.zeros(Z, jnp.int32),
+        length_ZB=zeros_ZB, count_ZB=zeros_ZB, limit_ZB=zeros_ZB, live_ZB=zeros_ZB > 0, next_Z=jnp.zeros(Z, jnp.int32),
         tokens_ZQR=divided(jnp.zeros((Z, Q, R), jnp.int32)), logprobs_ZQR=divided(jnp.zeros((Z, Q, R), jnp.float32)),
         lengths_ZQ=jnp.zeros((Z, Q), jnp.int32), stopped_ZQ=jnp.zeros((Z, Q), bool), steps=jnp.int32(0),
         slot_steps=jnp.int32(0),

@@ -382,6 +382,7 @@ class Trainer:
             )
 
 
+@jax.jit
 def copied(params):
     """The same arrays in memory of their own: the train step donates its state."""
     return jax.tree.map(jnp.copy, params)

@@ -45,16 +45,20 @@ def join(trained, frozen) -> dict:
 
 
 def init_state(params, optimiser: optax.GradientTransformation, aux=None, trainable=None) -> TrainState:
-    """A fresh state on the mesh of `params`; the optimiser holds the trained part only. Its counters go there
-    too: a first call whose arguments lie elsewhere than its results would compile the whole step twice."""
-    opt_state = optimiser.init(split(params, trainable)[0])
-    state = TrainState(params, opt_state, aux, jnp.int32(0), jnp.int32(0))
+    """A fresh state on the mesh of `params`; the optimiser holds the trained part only, moments where their weights are
+    and counters everywhere: a first call whose arguments lie elsewhere than its results would compile the whole step
+    twice. One program makes it all, since each one costs its compilation."""
+    trained, counters = split(params, trainable)[0], (jnp.int32(0), jnp.int32(0))  # two, since both are donated
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding):
-        return state
+        return TrainState(params, jax.jit(optimiser.init)(trained), aux, *counters)
     everywhere = NamedSharding(home.mesh, PartitionSpec())
-    placed = lambda leaf: isinstance(leaf.sharding, NamedSharding)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf if placed(leaf) else put(leaf, everywhere), state)
+    shardings = optax.tree_map_params(
+        optimiser, lambda _, weight: weight.sharding, jax.eval_shape(optimiser.init, trained), trained,
+        transform_non_params=lambda _: everywhere,
+    )  # fmt: skip
+    counters = (put(counter, everywhere) for counter in counters)
+    return TrainState(params, jax.jit(optimiser.init, out_shardings=shardings)(trained), aux, *counters)
 
 
 def make_step(

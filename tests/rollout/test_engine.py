@@ -306,3 +306,20 @@ def test_bad_input_is_one_clear_line(policy, changes, message):
 def test_a_call_without_a_seed_is_an_error(policy):
     with pytest.raises(TypeError, match="seed"):
         generate(policy, [[1]], n=1, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("chunk_requests", [7, 1000])
+def test_limits_cut_each_sample_and_change_nothing_before(chunk_requests, policy, usual):
+    limits = np.random.default_rng(0).integers(1, R + 1, usual.lengths.shape)
+    out = draw(policy, limits=limits, slots=5, chunk_requests=chunk_requests)
+    np.testing.assert_array_equal(out.lengths, np.minimum(usual.lengths, limits))
+    np.testing.assert_array_equal(out.stopped, usual.stopped & (usual.lengths <= limits))
+    kept = np.arange(R) < out.lengths[..., None]
+    np.testing.assert_array_equal(out.tokens, np.where(kept, usual.tokens, 0))
+    np.testing.assert_allclose(out.logprobs, np.where(kept, usual.logprobs, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("limits", [np.full((5, 7), R), np.full((5, 8), R + 1), np.zeros((5, 8))])
+def test_limits_of_another_shape_or_range_are_refused(limits, policy):
+    with pytest.raises(ValueError, match="rollout: limits of shape .* give 5 prompts x 8 samples"):
+        draw(policy, limits=limits)
