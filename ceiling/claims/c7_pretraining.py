@@ -49,5 +49,8 @@ CLAIM = Claim(
         Test("survives against the prior", "After the same GRPO it is above the prior.",
              gain("rlp_grpo", "base_grpo")),
     ),
+    tried="Thoughts of 8 tokens (too few for a lookup), groups of 4 and about the same text are in the table of arms; "
+          "other lengths were not tried. The same SFT on the curators' solutions brings every start to nearly one "
+          "height (.57 to .61 at pass@1): little is left of the difference to survive.",
     refuted_by="A next-token arm at the same FLOPs as good as RLP, before or after the same post-training.",
 )  # fmt: skip

@@ -93,6 +93,10 @@ CLAIM = Claim(
              "pass@1 for the same budget.", higher_in_dense("grpo", at_k=False), unit="pass@1"),
         Test("so does the base's reach", "There the base's pass@k is higher too.", higher_in_dense("base", at_k=True)),
     ),
+    tried="A prior of depths 1 and 2 with 1,024 problems of depth 2 and 3, three budgets, one setting of the resets, "
+          "and five times the coverage. Over all five seeds composition is contradicted, but that hangs on one of "
+          "them. Gains on V and U differ so much from seed to seed that five do not settle them. Other depths, "
+          "budgets above three and coverage in between were not tried.",
     refuted_by="No gain at pass@k at the edge, resets that change nothing, one strategy whatever the prior, or a "
                "height that its coverage does not move.",
 )  # fmt: skip

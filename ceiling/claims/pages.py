@@ -1,6 +1,7 @@
 """docs/claims.md and a page with a figure per claim, from the content of claim.json. Nothing here is a measurement."""
 
 import pathlib
+import re
 
 from ceiling.claims.figure import draw
 
@@ -8,21 +9,27 @@ _NOTE = "<!-- Written by `python -m ceiling.claims --docs docs`: edit the claims
 
 
 def write(contents: list[dict], docs: pathlib.Path) -> None:
-    """claims.md, and claims/<id>.md with claims/<id>.svg for every claim. contents: claim.json of each, in order."""
-    home = docs / "claims"
+    """claims.md, and claims/<id>.md with claims/<id>.svg for every claim. contents: claim.json of each. Rows and pages
+    of claims that are not among them, run in another work directory, stay as they are."""
+    home, page_of_all = docs / "claims", docs / "claims.md"
     home.mkdir(parents=True, exist_ok=True)
-    (docs / "claims.md").write_text(table(contents))
+    before = page_of_all.read_text().splitlines() if page_of_all.exists() else ()
+    rows = {match[1]: line for line in before if (match := re.match(r"\| \[(\w+)\]\(claims/", line))}
+    rows |= {content["id"]: row(content) for content in contents}
+    page_of_all.write_text(table([rows[name] for name in sorted(rows)]))
     for content in contents:
         (home / f"{content['id']}.md").write_text(page(content))
         (home / f"{content['id']}.svg").write_text(draw(content))
 
 
-def table(contents: list[dict]) -> str:
+def row(c: dict) -> str:
+    """A claim's line in the table."""
+    tests = "<br>".join(f"{t['test']}: {effect(t)}, {t['verdict']}" for t in c["tests"])
+    return f"| [{c['id']}](claims/{c['id']}.md) | {c['finding']} | **{c['verdict']}** | {tests} |"
+
+
+def table(rows: list[str]) -> str:
     """The table of all claims that were run."""
-    rows = []
-    for c in contents:
-        tests = "<br>".join(f"{t['test']}: {effect(t)}, {t['verdict']}" for t in c["tests"])
-        rows.append(f"| [{c['id']}](claims/{c['id']}.md) | {c['finding']} | **{c['verdict']}** | {tests} |")
     return "\n".join([
         "# Claims about the ceiling", "", _NOTE, "",
         "Each published finding is an experiment with a test that was fixed before it ran. `python -m ceiling.claims` "

@@ -82,6 +82,9 @@ def test_pages_show_tests_arms_and_what_would_have_refuted(finished, tmp_path):
     once = (tmp_path / "claims/C0.svg").read_bytes()
     pages.write([clear], tmp_path)
     assert (tmp_path / "claims/C0.svg").read_bytes() == once
+    pages.write([{**clear, "id": "C9", "verdict": base.SUPPORTED}], tmp_path)
+    rows = [line for line in (tmp_path / "claims.md").read_text().splitlines() if line.startswith("| [")]
+    assert rows[0] in table and rows[1].startswith("| [C9]") and len(rows) == 2, "C0's row stays, of another run"
 
 
 def of_prior(rho: float, at_base: int, at_grpo: int) -> base.Evidence:
