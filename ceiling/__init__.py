@@ -15,7 +15,7 @@ from ceiling.version import __version__
 _WHERE = {
     "run": "ceiling.experiment", "defaults": "ceiling.schema", "arm": "ceiling.schema",
     "validate": "ceiling.schema", "evaluate": "ceiling.evals.sample", "Policy": "ceiling.model.policy",
-    "ConfigError": "ceiling.config",
+    "ConfigError": "ceiling.config", "sweep": "ceiling.sweeps.run",
 }  # fmt: skip
 _ROOMS = ("config", "data", "evals", "ledger", "model", "regimes", "report", "rollout", "tasks", "train")
 

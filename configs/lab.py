@@ -70,3 +70,15 @@ def sweep(add):
     """Learning rates of every arm, the same number of trials each."""
     for scale in (0.5, 1.0, 2.0):
         add(f"lr_x{scale}", {f"arms.{name}.lr": arm.lr * scale for name, arm in arms().items()})
+
+
+def sweep_coverage(add):
+    """The prior's coverage of R, V and U against the height that reward training reaches on each of them."""
+    for scale in (0.2, 1.0, 5.0):
+        add(f"rho_x{scale}", {f"task.rho.{group}": lambda rho, scale=scale: min(1.0, scale * rho) for group in "RVU"})
+
+
+def sweep_budget(add):
+    """Every arm's FLOPs; one prior."""
+    for scale in (0.25, 0.5, 1.0, 2.0):
+        add(f"flops_x{scale}", {"budget.flops": lambda flops, scale=scale: scale * flops})

@@ -42,4 +42,10 @@ def controls() -> dict:
     }  # fmt: skip
 
 
-sweep = lab.sweep
+sweep_coverage, sweep_budget = lab.sweep_coverage, lab.sweep_budget
+
+
+def sweep(add):
+    """Learning rates of every arm, controls included, the same number of trials each."""
+    for scale in (0.5, 1.0, 2.0):
+        add(f"lr_x{scale}", {f"arms.{name}.lr": arm.lr * scale for name, arm in {**lab.arms(), **controls()}.items()})

@@ -120,3 +120,9 @@ def sweep(add):
     """Learning rates of every arm, the same number of trials each."""
     for scale in (0.3, 1.0, 3.0):
         add(f"lr_x{scale}", {f"arms.{name}.lr": arm.lr * scale for name, arm in arms().items()})
+
+
+def sweep_budget(add):
+    """Every arm's FLOPs; one base."""
+    for scale in (0.25, 0.5, 1.0, 2.0):
+        add(f"flops_x{scale}", {"budget.flops": lambda flops, scale=scale: scale * flops})

@@ -1,0 +1,85 @@
+"""The process of one piece of a sweep: python -m ceiling.sweeps.child WORKDIR [point NAME | shared | table].
+
+It reads WORKDIR/sweep.json, so that a thread of this machine and a Slurm job start the same thing.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+from ceiling import cli, experiment, results, schema, workers
+from ceiling.logs import Progress
+from ceiling.sweeps import table
+from ceiling.sweeps.points import Point
+from ceiling.train import signals
+
+
+def load(workdir: pathlib.Path) -> list[Point]:
+    """The points that the last call of the sweep wrote down."""
+    content = json.loads((workdir / "sweep.json").read_text())
+    return [Point(**point) for point in content["points"]]
+
+
+def shared(points: list[Point]) -> list[experiment.Stage]:
+    """Stages that two points or more need, in an order in which they can run. What a shared stage needs is shared too:
+    its identity is part of the stage's."""
+    first, wanted = {}, set()
+    for point in points:
+        for stage in point.stages:
+            identity = stage.name, stage.key
+            (wanted.add if identity in first else lambda _: None)(identity)
+            first.setdefault(identity, stage)
+    return [stage for identity, stage in first.items() if identity in wanted]
+
+
+def make_shared(points: list[Point], workdir: pathlib.Path, at_once: int) -> None:
+    """Run what points share, once, in WORKDIR/stages."""
+    stages, grace_s = shared(points), max(p.config["checkpoint"]["grace_s"] for p in points)
+    count = at_once * max(p.config["workers"] for p in points)
+
+    def pointless(stage: experiment.Stage) -> bool:
+        return stage.kind != "prior" and results.unfit(_prior(stage).directory(workdir))
+
+    with experiment.locked(workdir), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
+        workers.execute(stages, workdir, count, progress, lambda *_: None, pointless, grace_s)
+
+
+def _prior(stage: experiment.Stage) -> experiment.Stage:
+    return stage if stage.kind == "prior" else _prior(next(iter(stage.needs.values())))
+
+
+def run_point(point: Point, workdir: pathlib.Path) -> None:
+    """Run a point in its folder, with links to the shared stages that are there."""
+    home = workdir / point.name
+    for stage in point.stages:
+        made, here = stage.directory(workdir), stage.directory(home)
+        if made.exists() and not here.exists():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.unlink(missing_ok=True)  # a link whose end is gone
+            here.symlink_to(os.path.relpath(made, here.parent), target_is_directory=True)
+    experiment.run(point.config, home)
+
+
+def main(argv: list[str]) -> None:
+    workdir, what, *names = pathlib.Path(argv[0]), *argv[1:]
+    content = json.loads((workdir / "sweep.json").read_text())
+    points = load(workdir)
+    if what == "shared":
+        make_shared(points, workdir, content["at_once"])
+    elif what == "table":
+        table.write(points, workdir, content["x"], content["y"])
+    else:
+        run_point(next(p for p in points if p.name == names[0]), workdir)
+
+
+if __name__ == "__main__":
+    cli.keep_programs()
+    try:
+        main(sys.argv[1:])
+    except signals.Stopped as stop:
+        print(f"ceiling: {stop}", file=sys.stderr)
+        sys.exit(signals.EXIT_CODE)
+    except (schema.ConfigError, RuntimeError, ValueError, OSError) as error:
+        print(f"ceiling: {error}", file=sys.stderr)
+        sys.exit(2)

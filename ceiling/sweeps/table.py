@@ -1,0 +1,119 @@
+"""One table over all points of a sweep, as JSON and CSV, and the page with its figure.
+
+Every number is read from the points' own results.json, so that a table of half a sweep is written the same way.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import re
+
+from ceiling.config import ConfigError, digest
+from ceiling.report.units import clean
+from ceiling.sweeps.points import Point
+
+COLUMNS = ("point", "arm", "group", "pass_at_1", "pass_at_1_lo", "pass_at_1_hi", "pass_at_k", "pass_at_k_lo",
+           "pass_at_k_hi", "k", "verdict", "student_flops", "seeds")  # fmt: skip
+METRICS = {"pass@k": "pass_at_k", "pass@1": "pass_at_1"}
+FLOPS = "flops"
+
+
+def results_of(point: Point, workdir: pathlib.Path) -> dict | None:
+    """The results.json of a finished point: complete, and of this very configuration."""
+    path = workdir / point.name / "results.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    meta = content["meta"]
+    return content if meta["complete"] and meta["config_hash"] == digest(point.config) else None
+
+
+def finished(point: Point, workdir: pathlib.Path) -> bool:
+    return results_of(point, workdir) is not None
+
+
+def rows_of(point: Point, content: dict) -> list[dict]:
+    """A row per arm and group: COLUMNS, `x_arm` and `x_group` aside, then the point's overrides by their keys."""
+    meta, rows = content["meta"], []
+    verdicts = {(row["arm"], row["group"]): row["verdict"] for row in content["verdicts"]}
+    at = {(row["arm"], row["group"], row["k"]): row for row in content["curves"]}
+    k = meta["verdict_k"]
+    for arm, group in dict.fromkeys((row["arm"], row["group"]) for row in content["curves"]):
+        if arm == meta["null"]:
+            continue
+        row = {"point": point.name, "arm": arm, "group": group}
+        for column, places in (("pass_at_1", 1), ("pass_at_k", k)):
+            curve = at.get((arm, group, places), {})
+            row |= {column: curve.get("mean"), f"{column}_lo": curve.get("lo"), f"{column}_hi": curve.get("hi")}
+        row |= {"k": k, "verdict": verdicts.get((arm, group)), "student_flops": _student_flops(content, arm),
+                "seeds": at[arm, group, k]["seeds"] if (arm, group, k) in at else None}  # fmt: skip
+        rows.append(row | {key: value for key, value in point.overrides.items() if key not in row})
+    return rows
+
+
+def _student_flops(content: dict, arm: str) -> float:
+    """FLOPs per training seed that the arm's budget counts as its own; its evaluation is in none."""
+    mine = [r for r in content["ledger"] if r["arm"] == arm and r["phase"] != "evaluate" and r["student"]]
+    return sum(r["flops"] for r in mine) / (len({r["seed"] for r in mine}) or 1)
+
+
+def default_axis(points: list[Point]) -> str:
+    """The key that is swept; where several are and differ in one place, that place is `*`: arms.*.lr."""
+    keys = [key.split(".") for key in dict.fromkeys(key for point in points for key in point.overrides)]
+    if len(keys) > 1 and len({len(key) for key in keys}) == 1:
+        places = [i for i in range(len(keys[0])) if len({key[i] for key in keys}) > 1]
+        if len(places) == 1:
+            return ".".join("*" if i == places[0] else part for i, part in enumerate(keys[0]))
+    return ".".join(keys[0]) if keys else FLOPS
+
+
+def value_at(config: dict, key: str, *, arm: str = "", group: str = "") -> float | None:
+    """The number at a dotted key, `*` being the arm or the group; None where there is none."""
+    node = config
+    for part in key.split("."):
+        names = [name for name in ((arm, group) if part == "*" else (part,))]
+        name = next((name for name in names if isinstance(node, dict) and name in node), None)
+        if name is None:
+            return None
+        node = node[name]
+    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else None
+
+
+def check_axes(points: list[Point], x: str, y: str) -> None:
+    """ConfigError if the figure has no such axes."""
+    if y and y not in METRICS:
+        raise ConfigError(f"y={y!r} is not a metric of the table; use {' or '.join(METRICS)}")
+    if x and x != FLOPS:
+        groups = dict.fromkeys(name for p in points for section in (p.config["task"].values()) if
+                               isinstance(section, dict) for name in section)  # fmt: skip
+        found = (value_at(p.config, x, arm=a, group=g) for p in points for a in p.config["arms"] for g in [*groups, ""])
+        if all(value is None for value in found):
+            raise ConfigError(f"x={x!r} is no number of the configuration; use {FLOPS} or a key, e.g. "
+                              f"{default_axis(points)} (* is the arm or the group)")  # fmt: skip
+
+
+def write(points: list[Point], workdir: pathlib.Path, x: str = "", y: str = "") -> tuple[list[dict], pathlib.Path]:
+    """Write results.json, sweep.csv and sweep.html over the finished points; returns rows and the page's path."""
+    from ceiling.sweeps import page  # Matplotlib takes longer to import than a point to be refused
+
+    x, y = x or default_axis(points), y or next(iter(METRICS))
+    there = [(point, content) for point in points if (content := results_of(point, workdir))]
+    rows = clean([row for point, content in there for row in rows_of(point, content)])
+    content = {"x": x, "y": y, "rows": rows, "points": [
+        {"name": p.name, "overrides": p.overrides, "finished": any(p is q for q, _ in there)} for p in points
+    ]}  # fmt: skip
+    (workdir / "results.json").write_text(json.dumps(clean(content), indent=1) + "\n")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])),
+                            lineterminator="\n")  # fmt: skip
+    writer.writeheader()
+    writer.writerows(rows)
+    (workdir / "sweep.csv").write_text(buffer.getvalue())
+    path = workdir / "sweep.html"
+    path.write_text(page.html(there, rows, len(points), x, y), encoding="utf-8")
+    return rows, path
+
+
+def axis_title(x: str) -> str:
+    return "student FLOPs" if x == FLOPS else re.sub(r"\*", "(own)", x)
