@@ -36,5 +36,9 @@ CLAIM = Claim(
         Test("what critiques tell", "Those that name the wrong step give more than those that say right or wrong.",
              lambda e: e["main"].gain("critique_cot", "critique_indicative", 1, TRAINED)),
     ),
+    tried="Three kinds of templated critiques and the policy's own, each for one more budget after GRPO's first. GRPO "
+          "itself still gained .07 at pass@1 with its second budget, so no plateau was shown and there was nothing to "
+          "break through; at pass@256 all critique arms end above it (.58 to .61 against .54), which was no test. "
+          "Budgets long enough for a plateau, and critiques by a model, were not tried.",
     refuted_by="Critiques that add nothing to GRPO at the same budget, or that add as much when they say nothing.",
 )  # fmt: skip
