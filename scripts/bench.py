@@ -68,8 +68,13 @@ class Words:
     def __init__(self, size: str, regime: str, uneven: bool):
         from ceiling.data.tokens import CharTokenizer
 
+        class Endless(CharTokenizer):
+            """No token ends a response: it ends where the work says."""
+
+            stop_ids = ()
+
         symbols = "".join(chr(0x100 + i) for i in range(work.SIZES[size]["vocab_size"] - 1))
-        self.tokenizer = CharTokenizer(symbols, symbols[0])  # the end is token 1, as in work.py
+        self.tokenizer = Endless(symbols, symbols[0])  # the end is token 1, as in work.py
         self.texts = work.sequences(size, uneven) if regime == "sft" else work.prompts(size)
 
     def training(self, mix, size):
@@ -136,6 +141,10 @@ class Bench:
             trainer.run(lambda metrics: at.append(time.perf_counter()))
         finally:
             loop.generate = generate
+        trained, sizes = trainer.ledger.entries["train", "policy"].tokens, self.limits(uneven).ravel()
+        given = sum(map(len, task.texts)) if regime == "sft" else sum(work.PROMPT_TOKENS + n for n in sizes)
+        if trained != (count + 2) * given:
+            raise RuntimeError(f"bench: trained on {trained} tokens, not {(count + 2) * given}: not the work asked for")
         return [b - a for a, b in itertools.pairwise(at[1:])]
 
     def rollouts(self, count: int, uneven: bool) -> list[float]:
