@@ -61,7 +61,7 @@ class Stage:
 
 def plan(config: dict) -> list[Stage]:
     """Every stage of a validated configuration, in the order in which they should start."""
-    world, evaluation = _world(config), _sampling(config)
+    world, evaluation, own = _world(config), _sampling(config), _own_regimes(config)
     out = []
     for seed in config["seeds"]:
         common = {**world, "seed": seed}
@@ -75,7 +75,7 @@ def plan(config: dict) -> list[Stage]:
         teacher, trained, autoencoders, labelled = None, {}, {}, {}
         for name in schema.in_order(config["arms"]):
             entry = config["arms"][name]
-            entry = {**entry, "mix": schema.mix_of(entry, config)}
+            entry = {**entry, "mix": schema.mix_of(entry, config), **own.get(name, {})}
             needs = {"start": trained.get(entry["start"], prior)}
             if schema.taught(entry) and not entry["teacher"]:
                 teacher = teacher or add("teacher", "teacher", {"prior": prior}, train=config["teacher"])
@@ -163,7 +163,7 @@ def run(config, workdir) -> results.Result | None:
 
 def _run(config: dict, workdir: pathlib.Path) -> results.Result | None:
     hosts.same({"code": hosts.code_version(), "config": {k: v for k, v in config.items() if k != "hosts"},
-                "data": _fingerprints(config)["data"]["sha256"]})  # fmt: skip
+                "data": _fingerprints(config)["data"]["sha256"], "regimes": _own_regimes(config)})  # fmt: skip
     schema.check_against_task(config, schema.load_task(config))
     hosts.check_mesh(config["mesh"])
     leader = hosts.leader()
@@ -233,13 +233,21 @@ class _Background:
 
 
 def _fingerprints(config: dict) -> dict:
-    """The data section with the content hash of every local file or checkpoint that the run reads: another file of
-    the same name is another run. Hub data sets are pinned by their revision."""
+    """The data section with the content hash of every local file or checkpoint that the run reads, and of a task that
+    is a user's file: another file of the same name is another run. Hub data sets are pinned by their revision."""
     named = {"config.data.path": config["data"]["path"], "config.model.path": config["model"]["path"],
              "config.teacher.path": config["teacher"]["path"]}  # fmt: skip
     named |= {f"config.task.{key}": value for key, value in config["task"].items() if key.endswith("_path")}
+    if config["task"]["name"].endswith(".py"):
+        named["config.task.name"] = config["task"]["name"]
     hashes = {key: content_hash(key, path) for key, path in named.items() if path and not path.startswith("hub:")}
     return {"data": {**config["data"], "sha256": hashes}}
+
+
+def _own_regimes(config: dict) -> dict[str, dict]:
+    """By arm, the content hash of a regime that is a user's file: the arm is trained again when the file changes."""
+    files = {name: entry["regime"] for name, entry in config["arms"].items() if entry["regime"].endswith(".py")}
+    return {name: {"regime_sha256": content_hash(f"config.arms.{name}.regime", path)} for name, path in files.items()}
 
 
 def content_hash(key: str, path) -> str:

@@ -31,7 +31,7 @@ def export(stage, out, dtype: str | None = None) -> ModelConfig:
     stage = pathlib.Path(stage)
     settings = _settings(stage)
     section = settings["model"]
-    vocab_size = 0 if section["path"] or section["preset"] else schema.load_task(settings).tokenizer.vocab_size
+    vocab_size = 0 if section["path"] or section["preset"] else _vocabulary(stage, settings)
     policy = stages.load_policy(stage, schema.architecture(section, vocab_size), make_mesh())
     if policy.config.steering:
         raise ConfigError(
@@ -58,6 +58,16 @@ def _settings(stage: pathlib.Path) -> dict:
         return json.loads(file.read_text("utf-8"))["settings"]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{file}: damaged; delete the stage's folder to have it made again") from None
+
+
+def _vocabulary(stage: pathlib.Path, settings: dict) -> int:
+    """Ids of the task's own tokenizer. A stage is data: it may name a task of the project, not a file to be run."""
+    if (name := settings["task"]["name"]).endswith(".py"):
+        raise ConfigError(
+            f"--stage={str(stage)!r}: its task is the file {name!r}, and code is not run because a stage names it; put "
+            "the task into ceiling/tasks to export what was trained from scratch on it"
+        )
+    return schema.load_task(settings).tokenizer.vocab_size
 
 
 def _tokenizer_home(stage: pathlib.Path, section: dict) -> str | None:

@@ -147,9 +147,10 @@ def section(config) -> Section:
 
 
 def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
-    """A complete configuration for a task, ready to be changed."""
+    """A complete configuration for a task, ready to be changed. task: a name in ceiling/tasks, or a file's path."""
     arms = arms or {}
     config = section({"task": {"name": task}, "arms": arms}).defaults()
+    config.task.name = task  # a file's own section cannot know by which path it is named
     config.arms = ordered(arms)
     for stage in ("prior", "teacher"):
         config[stage].source = "corpus"
@@ -158,7 +159,8 @@ def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
 
 
 def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
-    """One arm's configuration: the defaults of every arm and of the regime, with overrides."""
+    """One arm's configuration: the defaults of every arm and of the regime, with overrides. regime: a name in
+    ceiling/regimes, or a file's path."""
     return (ARM | regimes.load(regime).config).defaults(regime=regime, **overrides)
 
 

@@ -2,7 +2,7 @@
 
 A training step, for every regime: draw problems -> sample the regime's rounds -> verify -> score what it
 asks for -> build examples -> update. The loop, the sampler, the ledger and the tests are shared; a new
-regime is one file `ceiling/regimes/<name>.py` that exports `REGIME`, found by its name.
+regime is one file that exports `REGIME`: `ceiling/regimes/<name>.py`, found by its name, or a user's own, by its path.
 """
 
 import collections
@@ -20,7 +20,7 @@ import ceiling.regimes
 from ceiling.config import ConfigError, Section
 from ceiling.data.packing import Batch, Example
 from ceiling.model.sequences import Forward
-from ceiling.tasks.base import Problem, Turns, Verdict
+from ceiling.tasks.base import Problem, Turns, Verdict, own_module
 from ceiling.tasks.rewards import Label
 
 
@@ -121,18 +121,23 @@ class Regime:
 
 
 def load(name: str) -> Regime:
-    """The regime exported by `ceiling/regimes/<name>.py`; an unknown name lists the known ones."""
-    known = sorted(m.name for m in pkgutil.iter_modules(ceiling.regimes.__path__) if m.name != "base")
-    if name not in known:
-        raise ConfigError(f"regime={name!r} is not known; use one of {', '.join(known)}")
-    return importlib.import_module(f"ceiling.regimes.{name}").REGIME
+    """The regime exported by `ceiling/regimes/<name>.py`, or by a user's own file if `name` is its path (it ends with
+    .py); an unknown name lists the known ones."""
+    return _module(name).REGIME
 
 
 def summary_line(name: str) -> str:
-    """First sentence of a regime's documentation, for the report."""
-    load(name)
-    doc = importlib.import_module(f"ceiling.regimes.{name}").__doc__
-    return " ".join(doc.split("\n\n")[0].split())
+    """First paragraph of a regime's documentation, for the report."""
+    return " ".join((_module(name).__doc__ or name).split("\n\n")[0].split())
+
+
+def _module(name: str):
+    if name.endswith(".py"):
+        return own_module(name, "regime", ("REGIME",))
+    known = sorted(m.name for m in pkgutil.iter_modules(ceiling.regimes.__path__) if m.name != "base")
+    if name not in known:
+        raise ConfigError(f"regime={name!r} is not known; use one of {', '.join(known)}, or the path of a .py file")
+    return importlib.import_module(f"ceiling.regimes.{name}")
 
 
 def noise_ids(problems) -> list[int]:

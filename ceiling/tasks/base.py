@@ -1,14 +1,19 @@
 """What a task is: problems with prompts, a verdict on a response, and the texts regimes learn from.
 
 Nothing outside `ceiling/tasks/<name>` knows any task by name: the lab and a user's own file go
-through this interface alone. A task is one module or package `ceiling/tasks/<name>` that exports
-`make(task_config, data_config, tokenizer) -> Task` and `CONFIG`, its config section.
+through this interface alone. A task is one module or package `ceiling/tasks/<name>`, or a file of the user's own, that
+exports `make(task_config, data_config, tokenizer) -> Task` and `CONFIG`, its config section.
 """
 
 import dataclasses
 import enum
+import functools
 import importlib
+import importlib.machinery
+import importlib.util
+import pathlib
 import pkgutil
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -203,11 +208,48 @@ def load(task_config, data_config, tokenizer=None) -> Task:
 
 
 def module(name: str):
-    """The module of a task by name; an unknown one is refused with the known ones listed."""
+    """The module of a task by name, or of a user's own file by its path; an unknown one is refused with the known ones
+    listed."""
+    if name.endswith(".py"):
+        return own_module(name, "config.task.name", ("CONFIG", "make"))
     known = sorted(m.name for m in pkgutil.iter_modules(ceiling.tasks.__path__) if m.name not in _NOT_TASKS)
     if name not in known:
         raise ConfigError(f"config.task.name={name!r} is not a task; known: {', '.join(known)}")
     return importlib.import_module(f"ceiling.tasks.{name}")
+
+
+def own_module(path: str, key: str, exports: tuple[str, ...]):
+    """The module that a user's file is, run once in a process unless it changes. Raises ConfigError, naming the
+    config's `key`, if there is no such file, if it does not run, or if it lacks one of `exports`. It is code that the
+    user names, as a config file is: what is data is never run."""
+    file = pathlib.Path(path).absolute()
+    if not file.is_file():
+        raise ConfigError(f"{key}={path!r}: no such file; paths are relative to where the command is started")
+    try:
+        found = _executed(file, file.read_bytes())
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{key}={path!r}: the file does not run ({reason})") from error
+    if missing := [name for name in exports if not hasattr(found, name)]:
+        raise ConfigError(f"{key}={path!r}: the file does not define {' and '.join(missing)}")
+    return found
+
+
+@functools.cache
+def _executed(file: pathlib.Path, content: bytes):
+    name = f"own_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made  # dataclasses look their module up by its name
+    spec.loader.exec_module(made)
+    return made
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Leaves no __pycache__ beside the user's file, nor reads one: it would not show a second edit in one second."""
+
+    def get_code(self, fullname):
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 _NOT_TASKS = ("base", "critiques", "numeric", "rewards", "grading", "pool", "gym_worker")
