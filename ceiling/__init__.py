@@ -6,6 +6,7 @@ one evaluator, and verdicts with intervals.
     import ceiling
     result = ceiling.run(config, "runs/mine")             # resumable; result.verdicts, .curves, .ledger
     samples = ceiling.evaluate(policy, task, n=64, seed=1)   # one record per sample
+    table = ceiling.sweep(config, points, "runs/rates").table   # a run per point; resumable
 """
 
 import importlib

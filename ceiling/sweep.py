@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from ceiling import cli
+from ceiling import cli, experiment
 from ceiling.config import ConfigError
 from ceiling.sweeps import points, run, slurm, table
 
@@ -39,10 +39,13 @@ def main() -> None:
             raise RuntimeError(f"{len(result.failed)} of {len(wanted)} points failed: {', '.join(result.failed)}")
         return
     ready = points.prepare(_CONFIG.value, wanted)
-    run.write_down(ready, workdir, _AT_ONCE.value, _X.value, _Y.value)
+    table.check_axes(ready, _X.value, _Y.value)
+    workdir.mkdir(parents=True, exist_ok=True)
     if _SLURM.value:
-        for name, job in slurm.submit(ready, workdir, _AT_ONCE.value, _options()).items():
-            print(f"submitted {name}: job {job}")
+        with experiment.locked(workdir):
+            run.write_down(ready, workdir, _AT_ONCE.value, _X.value, _Y.value)
+            for name, job in slurm.submit(ready, workdir, _AT_ONCE.value, _options()).items():
+                print(f"submitted {name}: job {job}")
     for point in ready:
         print(f"{point.name:20s} {run.state(point, workdir):16s} {_shown(point.overrides)}")
     table.write(ready, workdir, _X.value, _Y.value)
@@ -60,8 +63,9 @@ def _options() -> dict:
 
 
 def _shown(overrides: dict) -> str:
-    return " ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                    for key, value in overrides.items())  # fmt: skip
+    texts = {key: f"{value:g}" if isinstance(value, float) else "{...}" if isinstance(value, dict) else value
+             for key, value in overrides.items()}  # fmt: skip
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 if __name__ == "__main__":

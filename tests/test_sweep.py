@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import types
 
@@ -60,6 +61,7 @@ def test_overrides_and_functions_of_the_configs_value(config):
     ({"arms.stf.lr": 1.0}, "config.arms.stf: unknown key (did you mean 'sft'?)"),
     ({"budget.flop": lambda flops: 2 * flops}, "config.budget.flop: unknown key (did you mean 'flops'?)"),
     ({"budget.flops.x": 1.0}, "config.budget.flops is a value, not a section; it has no 'x'"),
+    ({"hosts.processes": 0}, "a point runs in one process"),
     ({"arms.sft.lr": -1.0}, "config.arms.sft.lr=-1.0 is out of range"),
     ({"train.mix": {"nothing": 1.0}}, "nothing"),
 ])  # fmt: skip
@@ -111,12 +113,15 @@ def test_axes(config):
     assert table.default_axis([low, high]) == "arms.sft.lr"
     mixed = [("a", {"arms.sft.lr": 1.0, "arms.grpo": ceiling.arm("grpo", pool=8)}), ("b", {})]
     assert table.default_axis(points.prepare(config, mixed)) == "arms.sft.lr"
+    assert table.default_axis(points.prepare(config, [("a", {"arms.sft.schedule": "constant"})])) == table.FLOPS
     assert table.value_at(low.config, "arms.*.lr", arm="sft", group="R") == 1e-3
     assert table.value_at(low.config, "task.rho.*", arm="sft", group="R") == config.task.rho.R
     assert table.value_at(low.config, "task.rho.*", arm="sft", group="C") is None
-    table.check_axes([low], "task.rho.*", "pass@1")
-    with pytest.raises(schema.ConfigError, match="no number"):
-        table.check_axes([low], "task.rhoo", "")
+    for x in ("", table.FLOPS, "arms.*.lr", "task.rho.*"):
+        table.check_axes([low], x, "pass@1")
+    for x in ("task.rhoo", "task.rho", "task.rho.*.x", "arms.*.regime"):
+        with pytest.raises(schema.ConfigError, match="no number"):
+            table.check_axes([low], x, "")
     with pytest.raises(schema.ConfigError, match="not a metric"):
         table.check_axes([low], "", "pass@3")
 
@@ -152,6 +157,10 @@ def test_a_sweep_runs_fails_in_one_point_and_continues(config, tmp_path, capfd):
     out = capfd.readouterr().out
     assert out.count("start   what points share") == 1 and out.count("start   low") == 1
     assert out.count("start   high") == 2
+    with open(workdir / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="is in use by"):
+            ceiling.sweep(config, RATES, workdir)
 
     low, high = ({r["arm"]: r for r in second.table if r["point"] == name and r["group"] == "C"}
                  for name in ("low", "high"))  # fmt: skip
@@ -201,23 +210,22 @@ def submitit(monkeypatch):
 
 
 def test_slurm_shared_then_array_then_table(config, tmp_path, submitit):
-    ready = run.write_down(points.prepare(config, RATES), tmp_path, 2, "", "")
-    jobs = slurm.submit(ready, tmp_path, 2, {"gpus_per_node": 1, "slurm_additional_parameters": {"qos": "low"}})
+    ready = points.prepare(config, RATES)
+    run.write_down(ready, tmp_path, 2, "", "")
+    jobs = slurm.submit(ready, tmp_path, 2, {"gpus_per_node": 1})
     assert jobs == {"shared": "100", "low": "200_0", "high": "200_1", "table": "300"}
     shared, array, last = Executor.made
     assert {e.cluster for e in Executor.made} == {"slurm"} and all(e.parameters["gpus_per_node"] == 1
                                                                    for e in Executor.made)  # fmt: skip
     assert array.parameters["slurm_array_parallelism"] == 2 and array.parameters["timeout_min"] == 1440
-    assert [e.parameters["slurm_additional_parameters"] for e in Executor.made] == [
-        {"qos": "low"}, {"qos": "low", "dependency": "afterany:100"}, {"qos": "low", "dependency": "afterany:200"}
-    ]
+    assert [e.parameters.get("slurm_dependency") for e in Executor.made] == [None, "afterany:100", "afterany:200"]
     assert [job.words[-2:] for job in array.jobs] == [["point", "low"], ["point", "high"]]
     assert shared.jobs[0].words[-1] == "shared" and last.jobs[0].words[-1] == "table"
     assert child.load(tmp_path) == ready, "what a job reads"
 
 
 def test_slurm_submits_no_finished_point(config, tmp_path, submitit, monkeypatch):
-    ready = run.write_down(points.prepare(config, RATES), tmp_path, 1, "", "")
+    ready = points.prepare(config, RATES)
     monkeypatch.setattr(table, "finished", lambda point, _: point.name == "low")
     for stage in child.shared(ready):
         stage.directory(tmp_path).mkdir(parents=True)
@@ -240,3 +248,13 @@ def test_without_submitit_one_line(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(schema.ConfigError, match=r"pip install \"ceiling\[slurm\]\""):
         slurm.submit(points.prepare(config, RATES), tmp_path, 1, {})
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    """A point that is wrong, from a sweep in a file of its own."""
+    file = tmp_path / "rates.py"
+    file.write_text('def sweep_rates(add):\n    add("a", {"arms.grpo.lrr": 1.0})\n')
+    words = ["--config", "configs/lab.py:tiny", "--sweep", f"{file}:rates", "--workdir", str(tmp_path / "sweep")]
+    done = subprocess.run([sys.executable, "-m", "ceiling.sweep", *words], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "ceiling: point 'a': config.arms.grpo.lrr: unknown key (did you mean 'lr'?)\n"

@@ -1,11 +1,13 @@
 """The process of one piece of a sweep: python -m ceiling.sweeps.child WORKDIR [point NAME | shared | table].
 
-It reads WORKDIR/sweep.json, so that a thread of this machine and a Slurm job start the same thing.
+It reads WORKDIR/sweep.json, so that a process of this machine and a Slurm job start the same thing.
 """
 
+import collections
 import json
 import os
 import pathlib
+import signal
 import sys
 
 from ceiling import cli, experiment, results, schema, workers
@@ -24,13 +26,9 @@ def load(workdir: pathlib.Path) -> list[Point]:
 def shared(points: list[Point]) -> list[experiment.Stage]:
     """Stages that two points or more need, in an order in which they can run. What a shared stage needs is shared too:
     its identity is part of the stage's."""
-    first, wanted = {}, set()
-    for point in points:
-        for stage in point.stages:
-            identity = stage.name, stage.key
-            (wanted.add if identity in first else lambda _: None)(identity)
-            first.setdefault(identity, stage)
-    return [stage for identity, stage in first.items() if identity in wanted]
+    every = [((stage.name, stage.key), stage) for point in points for stage in point.stages]
+    users = collections.Counter(identity for identity, _ in every)
+    return [stage for identity, stage in dict(every).items() if users[identity] > 1]
 
 
 def make_shared(points: list[Point], workdir: pathlib.Path, at_once: int) -> None:
@@ -41,7 +39,9 @@ def make_shared(points: list[Point], workdir: pathlib.Path, at_once: int) -> Non
     def pointless(stage: experiment.Stage) -> bool:
         return stage.kind != "prior" and results.unfit(_prior(stage).directory(workdir))
 
-    with experiment.locked(workdir), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
+    (workdir / "stages").mkdir(exist_ok=True)
+    # A lock of their own: the sweep that started this process holds its folder's.
+    with experiment.locked(workdir / "stages"), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
         workers.execute(stages, workdir, count, progress, lambda *_: None, pointless, grace_s)
 
 
@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # submitit's warning is for its own process, which then tells this one with SIGTERM.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     cli.keep_programs()
     try:
         main(sys.argv[1:])

@@ -11,7 +11,7 @@ from ceiling.report.tables import chip
 from ceiling.report.units import ABSENT, estimate, flops, number, scaled
 from ceiling.sweeps import table
 
-SIZE = (320, 236)
+SIZE = (372, 250)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -30,7 +30,7 @@ def html(there: list, rows: list[dict], count: int, x: str, y: str) -> str:
                      if arm in looks)  # fmt: skip
     said = f"{len(there)} of {count} points are finished. {escape(y)} against {escape(table.axis_title(x))}; bars are "
     said += "95 % intervals over problems and training seeds."
-    figure = f'<div class="panels">{"".join(panels)}</div>' if panels else '<p class="pending">Nothing to draw.</p>'
+    figure = f'<div class="grid medium">{"".join(panels)}</div>' if panels else '<p class="pending">No point yet.</p>'
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

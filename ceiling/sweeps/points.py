@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from ceiling import experiment, schema
 from ceiling.config import ConfigError, Section, plain
 
-FILES = ("stages", "slurm", "results.json", "sweep.json", "sweep.csv", "sweep.html", "log.txt", "lock")
+FILES = ("stages", "slurm", "results.json", "sweep.json", "sweep.csv", "sweep.html", "shared.txt", "log.txt",
+         "lock")  # of the sweep's own folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,9 @@ def prepare(config, points: Iterable[tuple[str, dict]]) -> list[Point]:
             values = {key: _put(own, key, value) for key, value in overrides.items()}
             own = schema.validate(own)
             schema.check_against_task(own, schema.load_task(own))
-        except (ConfigError, ValueError) as error:
+            if own["hosts"]["processes"] != 1:
+                raise ConfigError(f"config.hosts.processes={own['hosts']['processes']}: a point runs in one process")
+        except ValueError as error:  # a ConfigError, or what a task says of its own values
             raise ConfigError(f"point {name!r}: {error}") from None
         out[name] = Point(name, values, own)
     if not out:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from ceiling import experiment
 from ceiling.config import ConfigError
 from ceiling.results import Table
 from ceiling.sweeps import child, table
@@ -38,26 +39,27 @@ def sweep(config, points: Iterable[tuple[str, dict]], workdir, at_once: int = 1,
     (docs/sweeps.md); empty: the swept key, pass@k. Raises ConfigError, before anything runs, if a point is wrong, and
     signals.Stopped if the process is asked to stop: the same call continues. A point that fails is in `failed`.
     """
-    workdir = pathlib.Path(workdir)
-    points = write_down(prepare(config, points), workdir, at_once, x, y)
-    todo = [point for point in points if not table.finished(point, workdir)]
-    failed = _processes(points, todo, workdir, at_once)
-    rows, report = table.write(points, workdir, x, y)
-    return SweepResult(Table(rows), failed, report)
-
-
-def write_down(points: list[Point], workdir: pathlib.Path, at_once: int, x: str, y: str) -> list[Point]:
-    """Write sweep.json, which jobs read, and make the folders of the points; returns the points."""
+    workdir, points = pathlib.Path(workdir), prepare(config, points)
     if at_once < 1:
         raise ConfigError(f"at_once={at_once} must be 1 or more")
     table.check_axes(points, x, y)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with experiment.locked(workdir):
+        write_down(points, workdir, at_once, x, y)
+        todo = [point for point in points if not table.finished(point, workdir)]
+        failed = _processes(points, todo, workdir, at_once)
+        rows, report = table.write(points, workdir, x, y)
+    return SweepResult(Table(rows), failed, report)
+
+
+def write_down(points: list[Point], workdir: pathlib.Path, at_once: int, x: str, y: str) -> None:
+    """Make the folders of the points, and sweep.json, which the processes and jobs of the sweep read."""
     for point in points:
         (workdir / point.name).mkdir(parents=True, exist_ok=True)
     content = {"at_once": at_once, "x": x, "y": y, "points": [dataclasses.asdict(point) for point in points]}
     temporary = workdir / f".sweep.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(content, indent=1))
     temporary.replace(workdir / "sweep.json")
-    return points
 
 
 def command(workdir: pathlib.Path, *words: str) -> list[str]:
@@ -84,7 +86,7 @@ def _processes(points: list[Point], todo: list[Point], workdir: pathlib.Path, at
     with signals.watched(grace_s + 5):  # the processes have their own, and end first
         if missing_shared(points, todo, workdir):
             say("start   what points share")
-            process = _Process(workdir, "shared", workdir / "shared.txt")
+            process = _Process(command(workdir, "shared"), workdir / "shared.txt")
             _wait([process])
             if process.code == signals.EXIT_CODE:
                 raise signals.Stopped("in what points share")
@@ -96,7 +98,8 @@ def _processes(points: list[Point], todo: list[Point], workdir: pathlib.Path, at
                     raise signals.Stopped("in " + (", ".join(running) or f"front of {waiting[0].name}"))
                 while waiting and len(running) < at_once:
                     point = waiting.popleft()
-                    running[point.name] = _Process(workdir, point.name, workdir / point.name / "output.txt")
+                    words = command(workdir, "point", point.name)
+                    running[point.name] = _Process(words, workdir / point.name / "output.txt")
                     say(f"start   {point.name}")
                 time.sleep(POLL_S)
                 for name in [name for name, process in running.items() if process.poll() is not None]:
@@ -117,13 +120,12 @@ def _processes(points: list[Point], todo: list[Point], workdir: pathlib.Path, at
 class _Process:
     """A piece of the sweep as a process of its own, its output in a file."""
 
-    def __init__(self, workdir: pathlib.Path, name: str, output: pathlib.Path):
+    def __init__(self, words: list[str], output: pathlib.Path):
         self.output = output
-        words = ["shared"] if output.parent == workdir else ["point", name]
         root = str(pathlib.Path(__file__).parents[2])
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
         with open(output, "a") as file:
-            self.process = subprocess.Popen(command(workdir, *words), stdout=file, stderr=file, env=env)
+            self.process = subprocess.Popen(words, stdout=file, stderr=file, env=env)
         self.poll, self.terminate = self.process.poll, self.process.terminate
 
     @property

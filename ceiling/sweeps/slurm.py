@@ -35,8 +35,9 @@ class Job:
 def submit(points: list[Point], workdir: pathlib.Path, at_once: int, options: dict) -> dict[str, str]:
     """Submit every point that is not finished; returns name -> job id, "shared" and "table" among them.
 
-    The points are written down (`run.write_down`) before. at_once: tasks of the array that run side by side; options:
-    submitit's, e.g. gpus_per_node, slurm_partition. ConfigError if submitit is missing.
+    The points are written down (`run.write_down`) before, and stay so until the jobs have ended. at_once: tasks of the
+    array that run side by side; options: submitit's, e.g. gpus_per_node, slurm_partition. ConfigError if submitit is
+    missing.
     """
     try:
         submitit = importlib.import_module("submitit")
@@ -46,12 +47,12 @@ def submit(points: list[Point], workdir: pathlib.Path, at_once: int, options: di
     todo, jobs = [point for point in points if not table.finished(point, workdir)], {}
     if not todo:
         return jobs
-    extra = dict(options.pop("slurm_additional_parameters", {}))
 
     def executor(name: str, after: str | None, **more):
         out = submitit.AutoExecutor(folder=workdir / "slurm", cluster="slurm")
-        own = {**extra, **({"dependency": f"afterany:{after}"} if after else {})}
-        out.update_parameters(name=name, slurm_additional_parameters=own, **{**DEFAULTS, **options}, **more)
+        if after:
+            more["slurm_dependency"] = f"afterany:{after}"
+        out.update_parameters(name=name, **{**DEFAULTS, **options, **more})
         return out
 
     if missing_shared(points, todo, workdir):

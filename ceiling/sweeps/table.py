@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import pathlib
-import re
 
 from ceiling.config import ConfigError, digest
 from ceiling.report.units import clean
@@ -34,7 +33,7 @@ def finished(point: Point, workdir: pathlib.Path) -> bool:
 
 
 def rows_of(point: Point, content: dict) -> list[dict]:
-    """A row per arm and group: COLUMNS, `x_arm` and `x_group` aside, then the point's overrides by their keys."""
+    """A row per arm and group: COLUMNS, then the point's overrides by their keys, sections aside."""
     meta, rows = content["meta"], []
     verdicts = {(row["arm"], row["group"]): row["verdict"] for row in content["verdicts"]}
     at = {(row["arm"], row["group"], row["k"]): row for row in content["curves"]}
@@ -48,7 +47,7 @@ def rows_of(point: Point, content: dict) -> list[dict]:
             row |= {column: curve.get("mean"), f"{column}_lo": curve.get("lo"), f"{column}_hi": curve.get("hi")}
         row |= {"k": k, "verdict": verdicts.get((arm, group)), "student_flops": _student_flops(content, arm),
                 "seeds": at[arm, group, k]["seeds"] if (arm, group, k) in at else None}  # fmt: skip
-        rows.append(row | {key: value for key, value in point.overrides.items() if key not in row})
+        rows.append(row | {key: value for key, value in point.overrides.items() if not isinstance(value, (dict, list))})
     return rows
 
 
@@ -59,38 +58,44 @@ def _student_flops(content: dict, arm: str) -> float:
 
 
 def default_axis(points: list[Point]) -> str:
-    """The key that is swept; where several are and differ in one place, that place is `*`: arms.*.lr."""
-    keys = [key.split(".") for key in dict.fromkeys(key for point in points for key in point.overrides)]
-    if len(keys) > 1 and len({len(key) for key in keys}) == 1:
-        places = [i for i in range(len(keys[0])) if len({key[i] for key in keys}) > 1]
-        if len(places) == 1:
-            return ".".join("*" if i == places[0] else part for i, part in enumerate(keys[0]))
-    return ".".join(keys[0]) if keys else FLOPS
+    """The key that is swept, if it is a number's; where several are and differ in one place, that place is `*`:
+    arms.*.lr."""
+    keys = [key.split(".") for key in dict.fromkeys(key for point in points for key in point.overrides)] or [[FLOPS]]
+    axis = keys[0]
+    if len({len(key) for key in keys}) == 1:
+        differ = [len(set(parts)) > 1 for parts in zip(*keys, strict=True)]
+        if sum(differ) == 1:
+            axis = ["*" if many else part for many, part in zip(differ, axis, strict=True)]
+    return ".".join(axis) if any(_has_number(point.config, axis) for point in points) else FLOPS
 
 
 def value_at(config: dict, key: str, *, arm: str = "", group: str = "") -> float | None:
     """The number at a dotted key, `*` being the arm or the group; None where there is none."""
     node = config
     for part in key.split("."):
-        names = [name for name in ((arm, group) if part == "*" else (part,))]
+        names = (arm, group) if part == "*" else (part,)
         name = next((name for name in names if isinstance(node, dict) and name in node), None)
         if name is None:
             return None
         node = node[name]
-    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else None
+    return float(node) if _has_number(node, []) else None
 
 
 def check_axes(points: list[Point], x: str, y: str) -> None:
     """ConfigError if the figure has no such axes."""
     if y and y not in METRICS:
         raise ConfigError(f"y={y!r} is not a metric of the table; use {' or '.join(METRICS)}")
-    if x and x != FLOPS:
-        groups = dict.fromkeys(name for p in points for section in (p.config["task"].values()) if
-                               isinstance(section, dict) for name in section)  # fmt: skip
-        found = (value_at(p.config, x, arm=a, group=g) for p in points for a in p.config["arms"] for g in [*groups, ""])
-        if all(value is None for value in found):
-            raise ConfigError(f"x={x!r} is no number of the configuration; use {FLOPS} or a key, e.g. "
-                              f"{default_axis(points)} (* is the arm or the group)")  # fmt: skip
+    if x and x != FLOPS and not any(_has_number(point.config, x.split(".")) for point in points):
+        raise ConfigError(f"x={x!r} is no number of the configuration; use {FLOPS} or a key, e.g. "
+                          f"{default_axis(points)} (* is the arm or the group)")  # fmt: skip
+
+
+def _has_number(node, path: list[str]) -> bool:
+    """Whether a number stands at the end of a path, `*` being any name."""
+    if not path:
+        return isinstance(node, (int, float)) and not isinstance(node, bool)
+    names = node if path[0] == "*" else path[:1]
+    return isinstance(node, dict) and any(_has_number(node[name], path[1:]) for name in names if name in node)
 
 
 def write(points: list[Point], workdir: pathlib.Path, x: str = "", y: str = "") -> tuple[list[dict], pathlib.Path]:
@@ -116,4 +121,4 @@ def write(points: list[Point], workdir: pathlib.Path, x: str = "", y: str = "") 
 
 
 def axis_title(x: str) -> str:
-    return "student FLOPs" if x == FLOPS else re.sub(r"\*", "(own)", x)
+    return "student FLOPs" if x == FLOPS else x.replace("*", "(own)")
