@@ -44,15 +44,20 @@ def keep_programs() -> None:
     """Have jax keep compiled programs in a folder of the user's, for workers and later processes: stages that differ
     in their seed run the same ones. What the user has set stays, and JAX_COMPILATION_CACHE_DIR= (empty) keeps none.
     Programs for a CPU are of its very model, so a home that several machines share has a folder for each kind."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:  # jax has read its settings by then
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     info = pathlib.Path("/proc/cpuinfo")
     features = re.search(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.M) if info.exists() else None
     kind = hashlib.sha256((features[0] if features else platform.processor()).encode()).hexdigest()[:8]
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "ceiling" / f"programs-{platform.machine()}-{kind}")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(PROGRAMS_BYTES))
+    settings = {
+        "jax_compilation_cache_dir": str(home / "ceiling" / f"programs-{platform.machine()}-{kind}"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": PROGRAMS_BYTES,
+    }  # fmt: skip
+    for name, value in settings.items():
+        os.environ.setdefault(name.upper(), str(value))  # workers read these
+        if "jax" in sys.modules:  # which has read them already
+            sys.modules["jax"].config.update(name, type(value)(os.environ[name.upper()]))
 
 
 def parse(argv):
