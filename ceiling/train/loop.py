@@ -32,7 +32,7 @@ from ceiling.train.checkpoint import Checkpoints
 from ceiling.train.step import init_state, make_step
 
 CONFIG = optim.CONFIG | Section(
-    regime=text("sft", doc="file name in ceiling/regimes"),
+    regime=text("sft", doc="a file name in ceiling/regimes, or the path of a .py file of your own"),
     title=text("", doc="name in figures; empty: the arm's own name"),
     control=flag(False, "a control arm: drawn thinner, reported beside the arms"),
     prompts_per_step=number(32, whole=True, low=1, doc="problems per update, over all devices"),
