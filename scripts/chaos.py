@@ -4,8 +4,9 @@
 
 A tiny experiment of all stages and regimes (SFT, distillation, GRPO, RLP) on the lab, with a checkpoint after every
 step; --asks of the blows are SIGTERM, which must end in the code that says "saved". What must be equal, bit for bit:
-parameters, ledgers and times (seconds aside), metrics, sampled records, gains. After each blow every metrics and results
-file must parse. Processes are forks of this one, which imports everything and computes nothing: a kill costs no start-up.
+parameters, ledgers and times (seconds aside), metrics, sampled records, gains. After each blow every metrics and
+results file must parse. Processes are forks of this one, which imports everything and computes nothing: a kill costs
+no start-up.
 --write puts the table into docs/reliability.md. Exit code 1 if anything differs.
 """
 
