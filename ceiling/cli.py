@@ -1,21 +1,14 @@
 """What every command of the project does the same way: flags, one line for a refusal and exit code 2, one for a
 stop that was asked for and exit code 75, and compiled programs that later processes find again."""
 
-import hashlib
-import os
-import pathlib
-import platform
-import re
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
 import ceiling
-from ceiling import hosts
+from ceiling import hosts, programs
 from ceiling.train import signals
-
-PROGRAMS_BYTES = 2 << 30  # what is kept; programs that were not used for longest go first
 
 
 def start(command: Callable[..., None], required: list[str], *, names: bool = False) -> None:
@@ -35,29 +28,9 @@ def start(command: Callable[..., None], required: list[str], *, names: bool = Fa
             print(f"ceiling: {error}", file=sys.stderr)
             hosts.end(2)
 
-    keep_programs()
+    programs.keep()
     flags.mark_flags_as_required(required)
     app.run(main, flags_parser=parse)
-
-
-def keep_programs() -> None:
-    """Have jax keep compiled programs in a folder of the user's, for workers and later processes: stages that differ
-    in their seed run the same ones. What the user has set stays, and JAX_COMPILATION_CACHE_DIR= (empty) keeps none.
-    Programs for a CPU are of its very model, so a home that several machines share has a folder for each kind."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    info = pathlib.Path("/proc/cpuinfo")
-    features = re.search(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.M) if info.exists() else None
-    kind = hashlib.sha256((features[0] if features else platform.processor()).encode()).hexdigest()[:8]
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    settings = {
-        "jax_compilation_cache_dir": str(home / "ceiling" / f"programs-{platform.machine()}-{kind}"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": PROGRAMS_BYTES,
-    }  # fmt: skip
-    for name, value in settings.items():
-        os.environ.setdefault(name.upper(), str(value))  # workers read these
-        if "jax" in sys.modules:  # which has read them already
-            sys.modules["jax"].config.update(name, type(value)(os.environ[name.upper()]))
 
 
 def parse(argv):

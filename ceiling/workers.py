@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ceiling import hosts
+from ceiling import hosts, programs
 from ceiling.train import signals
 
 UNFINISHED = "unfinished"  # folder of a stage for what a later call continues from; gone from a complete one
@@ -172,14 +172,12 @@ class _Worker:
     def __init__(self, index: int, workdir: pathlib.Path, events: queue.Queue, grace_s: float):
         self.index = index
         self.log_path = workdir / f"worker{index}.log"
-        cache = str((workdir / "xla_cache").absolute())
         # One computing thread each: two workers on two cores do not fight over them, and results do
         # not depend on how many cores there are.
         flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         env = {
-            **os.environ, "OMP_NUM_THREADS": "1",
+            **os.environ, **programs.environment(), "OMP_NUM_THREADS": "1",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
-            "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }  # fmt: skip
         package_root = str(pathlib.Path(__file__).parents[1])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH", "")]))

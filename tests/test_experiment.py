@@ -121,7 +121,6 @@ def reference(tmp_path_factory):
             assert done.returncode == 0, done.stderr[-2000:]
             (folder / "live").rename(folder / "reference")
             (folder / "live").mkdir()
-            shutil.move(folder / "reference" / "xla_cache", folder / "live" / "xla_cache")
             (folder / "printed.json").write_text(json.dumps([done.stdout, done.stderr]))
     return Run(folder / "reference", file, *json.loads((folder / "printed.json").read_text()))
 

@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 
-from ceiling import cli, experiment, results, schema, workers
+from ceiling import experiment, programs, results, schema, workers
 from ceiling.logs import Progress
 from ceiling.sweeps import table
 from ceiling.sweeps.points import Point
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # submitit's warning is for its own process, which then tells this one with SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    cli.keep_programs()
+    programs.keep()
     try:
         main(sys.argv[1:])
     except signals.Stopped as stop:

@@ -1,4 +1,4 @@
-"""What all commands share: where compiled programs are kept."""
+"""Where compiled programs are kept."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 SHOW = """
 import os
-from ceiling import cli
-cli.keep_programs()
+from ceiling import programs
+programs.keep()
 import jax
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
 """
