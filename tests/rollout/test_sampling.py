@@ -79,8 +79,8 @@ def test_draw_is_exact_for_any_logits(logits, rule, seed):
     p = exact(np.float32(logits), temperature, top_p)
     if np.abs(np.cumsum(np.sort(exact(np.float32(logits), temperature))[::-1]) - top_p).min() < 1e-5 and top_p < 1:
         return  # the edge of the nucleus is a matter of rounding
-    if len(set(logits)) < V and top_p < 1:
-        return  # ties at the edge may be broken either way
+    if np.diff(np.sort(logits)).min() < 1e-6 and top_p < 1:
+        return  # ties at the edge, in float32, may be broken either way
     uniform_B = jnp.asarray((np.random.default_rng(seed).permutation(rows) + 0.5) / rows, jnp.float32)
     logits_BV = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (rows, V))
     token_B, logp_B = draw(logits_BV, uniform_B, temperature=temperature, top_p=top_p, greedy=False)
