@@ -212,9 +212,7 @@ def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     G = N // K
     q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
-    # Added, not selected: the same numbers, and no select in the backward pass.
-    hidden_BTS = jnp.where(mask_BTS, 0.0, NEG_INF)
-    score_BKGTS = score_BKMS.reshape(B, K, G, T, S) + hidden_BTS[:, None, None]
+    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKMS.reshape(B, K, G, T, S), NEG_INF)
     weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype).reshape(B, K, G * T, S)
     out_BKMH = jnp.einsum("bkms,bksh->bkmh", weight_BKMS, v_BKSH)
     return out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
