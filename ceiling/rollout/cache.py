@@ -13,7 +13,16 @@ import jax.numpy as jnp
 
 from ceiling.model.config import ModelConfig
 from ceiling.model.sharding import constrain
-from ceiling.model.transformer import NEG_INF, dense_attention, embed, heads_first, run_blocks, unembed, within_window
+from ceiling.model.transformer import (
+    NEG_INF,
+    attention,
+    dense_attention,
+    embed,
+    heads_first,
+    run_blocks,
+    unembed,
+    within_window,
+)  # fmt: skip
 
 FOREIGN = 2**30  # farther than any token: a place that holds nothing of the row
 
@@ -77,7 +86,7 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
 
     def attend(layer, local, q, k, v, cache):
         mask = within_window(config, local, distance_BPP >= 0, distance_BPP)
-        return dense_attention(q, heads_first(k), heads_first(v), mask), cache.write(layer, k, v, 0)
+        return attention(config, q, k, v, mask), cache.write(layer, k, v, 0)
 
     positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
@@ -174,7 +183,7 @@ def extend(params, config: ModelConfig, cache: Cache, tokens_ET, start_E, rows_E
         cache = Cache(put(cache.k, layer, k), put(cache.v, layer, v))
         keys_EKSH, values_EKSH = (x if every else x.at[rows_E].get(mode="clip") for x in cache.layer(layer))
         mask_ETS = within_window(config, local, distance_ETS >= 0, distance_ETS)
-        attention = attention_of_one if tokens_ET.shape[1] == 1 else dense_attention
-        return attention(q, keys_EKSH, values_EKSH, mask_ETS), cache
+        one = tokens_ET.shape[1] == 1
+        return (attention_of_one if one else dense_attention)(q, keys_EKSH, values_EKSH, mask_ETS), cache
 
     return run_blocks(params, config, embed(params, config, tokens_ET), place_ET, attend, cache)
