@@ -1,8 +1,9 @@
 """What every command of the project does the same way: flags, one line for a refusal and exit code 2, one for a
 stop that was asked for and exit code 75, and compiled programs that later processes find again."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
@@ -19,18 +20,25 @@ def start(command: Callable[..., None], required: list[str], *, names: bool = Fa
             raise app.UsageError(f"unexpected argument {argv[1]!r}; values are given as --config.key=value")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the checkpointer narrates every save at INFO
-        try:
+        with guarded():
             command(argv[1:]) if names else command()
-        except signals.Stopped as stop:
-            print(f"ceiling: {stop}", file=sys.stderr)
-            sys.exit(signals.EXIT_CODE)
-        except (ceiling.ConfigError, RuntimeError, ValueError, OSError) as error:
-            print(f"ceiling: {error}", file=sys.stderr)
-            hosts.end(2)
 
     programs.keep()
     flags.mark_flags_as_required(required)
     app.run(main, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Ends the process with one line where its work was stopped or refused."""
+    try:
+        yield
+    except signals.Stopped as stop:
+        print(f"ceiling: {stop}", file=sys.stderr)
+        sys.exit(signals.EXIT_CODE)
+    except (ceiling.ConfigError, RuntimeError, ValueError, OSError) as error:
+        print(f"ceiling: {error}", file=sys.stderr)
+        hosts.end(2)
 
 
 def parse(argv):

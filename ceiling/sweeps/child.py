@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 
-from ceiling import experiment, programs, results, schema, workers
+from ceiling import cli, experiment, programs, results, workers
 from ceiling.logs import Progress
 from ceiling.sweeps import table
 from ceiling.sweeps.points import Point
@@ -77,11 +77,5 @@ if __name__ == "__main__":
     # submitit's warning is for its own process, which then tells this one with SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     programs.keep()
-    try:
+    with cli.guarded():
         main(sys.argv[1:])
-    except signals.Stopped as stop:
-        print(f"ceiling: {stop}", file=sys.stderr)
-        sys.exit(signals.EXIT_CODE)
-    except (schema.ConfigError, RuntimeError, ValueError, OSError) as error:
-        print(f"ceiling: {error}", file=sys.stderr)
-        sys.exit(2)
