@@ -39,6 +39,7 @@ class Field:
     doc: str = ""
 
     def check(self, value, path: str) -> None:
+        """Raise ConfigError if the value, which stands at `path`, is not allowed."""
         if self.kind == "number":
             self._check_number(value, path)
         elif self.kind == "text":
@@ -71,22 +72,27 @@ class Field:
 
 
 def number(default, *, low=-math.inf, high=1e30, whole=False, doc="") -> Field:
+    """A number in [low, high]; whole: an int, never a float or a bool."""
     return Field("number", default, low=low, high=high if not whole else min(high, 2**53), whole=whole, doc=doc)
 
 
 def text(default: str, *, choices: tuple[str, ...] = (), doc="") -> Field:
+    """A string, one of `choices` if there are any."""
     return Field("text", default, choices=choices, doc=doc)
 
 
 def flag(default: bool, doc="") -> Field:
+    """True or False."""
     return Field("flag", default, doc=doc)
 
 
 def table(default: dict[str, float], *, low=-math.inf, high=1e30, doc="") -> Field:
+    """Names to numbers in [low, high]; empty, or of a positive sum."""
     return Field("table", default, low=low, high=high, doc=doc)
 
 
 def numbers(default: tuple, *, low=-math.inf, high=1e30, whole=False, doc="") -> Field:
+    """A list of at least one number in [low, high]."""
     return Field("list", default, low=low, high=high if not whole else min(high, 2**53), whole=whole, doc=doc)
 
 
@@ -100,6 +106,7 @@ class Section:
         return Section(**self.entries, **other.entries)
 
     def defaults(self, **overrides) -> ml_collections.ConfigDict:
+        """All keys at their defaults but the overrides; an unknown one raises ConfigError."""
         out = ordered({})
         for name, entry in self.entries.items():
             default = entry.defaults() if isinstance(entry, Section) else entry.default
@@ -111,6 +118,7 @@ class Section:
         return out
 
     def validate(self, config: Mapping, path: str) -> None:
+        """Raise ConfigError for the first key below `path` that is unknown, missing, or of a value not allowed."""
         config = plain(config)
         if not isinstance(config, Mapping):
             raise ConfigError(f"{path}={config!r} must be a section with the keys {', '.join(self.entries)}")

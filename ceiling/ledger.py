@@ -139,6 +139,7 @@ class Ledger:
 
     @property
     def teacher_flops(self) -> float:
+        """The same phases by the teacher."""
         return self._flops(lambda model: model == "teacher")
 
     def _flops(self, counts) -> float:
@@ -160,6 +161,7 @@ class Ledger:
         return dict(out)
 
     def merge(self, other: "Ledger") -> None:
+        """Add all that another ledger holds."""
         for (phase, model), e in other.entries.items():
             self.charge(phase, model, **dataclasses.asdict(e))
         self.counters.update(other.counters)
@@ -174,11 +176,13 @@ class Ledger:
         ]  # fmt: skip
 
     def to_json(self) -> dict:
+        """Plain values, for json.dump."""
         return {"entries": self.rows(), "counters": dict(sorted(self.counters.items())),
                 "problems": sorted(self.problems)}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: dict) -> "Ledger":
+        """The ledger that `to_json` wrote."""
         ledger = cls()
         for row in data["entries"]:
             fields = {f.name: row[f.name] for f in dataclasses.fields(Entry)}

@@ -60,6 +60,7 @@ class EvalSet:
 
     @property
     def arms(self) -> list[str]:
+        """Names of the arms that have a cell, in the order of the cells."""
         return list(dict.fromkeys(arm for arm, _ in self.cells))
 
     def seeds(self, *arms: str) -> list[int]:
@@ -68,6 +69,7 @@ class EvalSet:
         return sorted(set.intersection(*have))
 
     def count_SP(self, arm: str, seeds: Sequence[int]):
+        """Right samples, int64[S, P]."""
         return np.stack([np.asarray(self.cells[arm, seed].count_P, np.int64) for seed in seeds])
 
     @functools.cached_property

@@ -201,6 +201,7 @@ def abstract(config: ModelConfig) -> dict:
 
 
 def parameter_count(config: ModelConfig) -> int:
+    """All weights of the table, the embedding and adapters included."""
     return sum(math.prod(spec.shape) for spec in table(config).values())
 
 

@@ -81,6 +81,7 @@ class Material:
     events: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32."""
         return np.asarray(self.task.tokenizer.encode(text), np.int32)
 
 

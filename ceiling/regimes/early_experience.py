@@ -213,6 +213,7 @@ def _after(material: Material, state: _State, given: list[np.ndarray], target: n
 
 
 def loss(params, batch, frozen, forward, cfg):
+    """Likelihood of the masked tokens: next states, reflections with the expert's action, or demonstrations."""
     return negative_log_likelihood(params, batch, forward)
 
 

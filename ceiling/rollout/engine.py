@@ -47,6 +47,7 @@ class Completions:
     events: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def response(self, i: int, j: int) -> np.ndarray:
+        """int32: tokens of sample j of prompt i, its stop token included."""
         return self.tokens[i, j, : self.lengths[i, j]]
 
     def written(self, i: int, j: int) -> np.ndarray | None:

@@ -46,6 +46,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
+        """Whether the outcome is RIGHT."""
         return self.outcome is Outcome.RIGHT
 
 
