@@ -52,7 +52,8 @@ def evaluate(config, checkpoint: str, workdir: str, seed: int) -> pathlib.Path:
             progress.start("evaluate")
             home = _home(pathlib.Path(checkpoint), workdir)
             job = {"name": "evaluate", "kind": "evaluate", "settings": settings, "out": str(out),
-                   "needs": {"policy": str(home), "base": str(home)}, "how": experiment.how(config)}  # fmt: skip
+                   "workdir": str(workdir), "how": experiment.how(config),
+                   "needs": {"policy": str(home), "base": str(home)}}  # fmt: skip
             workers.perform(job, lambda event: progress.update("evaluate", event), progress.log)
             progress.finish("evaluate")
         _write_results(out, config)

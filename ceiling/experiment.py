@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ceiling import hosts, results, schema, workers
+from ceiling import hosts, results, schema, tracking, workers
 from ceiling.config import ConfigError, digest
 from ceiling.data import sources
 from ceiling.logs import Progress
@@ -41,7 +41,8 @@ from ceiling.workers import UNFINISHED
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """name is unique in the run and readable; needs maps input names to stages; key is the identity. how: on which
-    mesh it runs and when it saves, which change the numbers by rounding or not at all and are no part of it."""
+    mesh it runs, when it saves and who watches, which change the numbers by rounding or not at all and are no part of
+    it."""
 
     name: str
     kind: str
@@ -134,8 +135,8 @@ def _world(config: dict) -> dict:
 
 
 def how(config: dict) -> dict:
-    """How a stage is carried out: a run goes on with another mesh or other checkpoints."""
-    return {key: config[key] for key in ("mesh", "checkpoint")}
+    """How a stage is carried out: a run goes on with another mesh, other checkpoints or other sinks."""
+    return {key: config[key] for key in ("mesh", "checkpoint", "tracking")}
 
 
 def _sampling(config: dict) -> dict:
@@ -176,6 +177,7 @@ def _run(config: dict, workdir: pathlib.Path) -> results.Result | None:
         hosts.shared(workdir)
         if leader:
             _tidy(workdir, {stage.directory(workdir) for stage in stages}, progress)
+            tracking.finished(config, stages, workdir, progress.log)
         began = time.time()
         priors = {stage.seed: stage.directory(workdir) for stage in stages if stage.kind == "prior"}
 
@@ -192,6 +194,8 @@ def _run(config: dict, workdir: pathlib.Path) -> results.Result | None:
             finished = interim.wanted if leader else lambda *_: None
             workers.execute(stages, workdir, config["workers"], progress, finished, pointless, grace_s)
         result = write(True) if leader else None
+        if leader:
+            tracking.results(config, result.tables, workdir, progress.log)
         progress.log(f"finished: {time.time() - began:.0f} s in this call")
     return result
 

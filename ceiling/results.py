@@ -10,6 +10,7 @@ import json
 import pathlib
 import platform
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from ceiling.schema import NULL
 from ceiling.tasks.base import Outcome
 from ceiling.version import __version__
 
+if TYPE_CHECKING:
+    import pandas
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "datasets", "ml_collections", "numpy")
 _MEASURES = ("curves", "differences", "verdicts", "crossings", "sets", "cover", "sampling_gap", "diversity",
              "strategies")  # fmt: skip
@@ -35,10 +39,11 @@ _SOURCES = (("prior", "pretraining", "the base model's own training"),
 _NOT_METRICS = ("step", "flops", "skipped", "lr")
 
 
-class Table(list):
+class Table(list[dict[str, Any]]):
     """Rows as plain dicts, and as a pandas DataFrame when asked."""
 
-    def to_pandas(self):
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row each; a column for every key that any of them has."""
         import pandas
 
         return pandas.DataFrame(list(self))
@@ -46,14 +51,25 @@ class Table(list):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Tables of a run (see docs/reading.md for their columns) and where its report lies (its results.json, if
-    config.report.html is off)."""
+    """What a run measured. docs/reading.md has the columns of every table.
+
+    verdicts: a row per arm and group, at budget k = eval.verdict_k. curves: pass@k (mean, lo, hi) per arm, group and k.
+    ledger: FLOP, tokens, sequences and seconds per arm, seed, phase and model. tables: the whole of results.json, as
+    plain values; `table` gives any other list of rows. report: the page, or results.json if config.report.html is off.
+    """
 
     verdicts: Table
     curves: Table
     ledger: Table
-    tables: dict
+    tables: dict[str, Any]
     report: pathlib.Path
+
+    def table(self, name: str) -> Table:
+        """The rows under a key of results.json, such as "differences". Raises KeyError, with the known keys."""
+        known = [key for key, value in self.tables.items() if isinstance(value, list)]
+        if name not in known:
+            raise KeyError(f"no table {name!r}; there are {', '.join(known)}")
+        return Table(self.tables[name])
 
 
 def write(config: dict, stages, finished, workdir: pathlib.Path, *, complete: bool) -> Result:

@@ -14,6 +14,7 @@ import re
 import ml_collections
 import numpy as np
 
+from ceiling import tracking
 from ceiling.config import ConfigError, Section, flag, number, numbers, ordered, plain, table, text
 from ceiling.data import tokenizer_file
 from ceiling.devices import DEVICES
@@ -137,7 +138,7 @@ def section(config) -> Section:
         tuning=TUNING, train=Section(mix=table({}, low=0, doc="share of training problems by group, for every arm")),
         arms=Section(**arm_sections), sae=SAE, eval=EVAL,
         aggregates=Section(**{k: text("", doc="groups") for k in config.get("aggregates", {})}),
-        plan=PLAN, checkpoint=CHECKPOINT, hosts=HOSTS,
+        plan=PLAN, checkpoint=CHECKPOINT, hosts=HOSTS, tracking=tracking.CONFIG,
         report=Section(
             every_s=number(90, low=0, doc="seconds between updates of the report while running"),
             html=flag(True, "draw report.html; off: results.json and CSV alone, for runs that only feed a table"),
@@ -170,6 +171,7 @@ def validate(config) -> dict:
         raise ConfigError("config.task.name: missing; name a task, e.g. lab or questions")
     config = plain(config)
     section(config).validate(config, "config")
+    tracking.check(config["tracking"])
     for name in config["arms"]:
         if name in ("base", NULL, "prior", "teacher"):
             raise ConfigError(f"config.arms.{name}: the name is taken by the run's own stages; rename the arm")

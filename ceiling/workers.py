@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ceiling import hosts, programs
+from ceiling import hosts, programs, tracking
 from ceiling.train import signals
 
 UNFINISHED = "unfinished"  # folder of a stage for what a later call continues from; gone from a complete one
@@ -51,8 +51,8 @@ def job(stage, workdir: pathlib.Path) -> dict:
     """A stage as plain JSON: what a worker needs to know."""
     return {
         "name": stage.name, "kind": stage.kind, "settings": stage.settings, "how": stage.how,
+        "workdir": str(workdir), "out": str(stage.directory(workdir)),
         "needs": {name: str(need.directory(workdir)) for name, need in stage.needs.items()},
-        "out": str(stage.directory(workdir)),
     }  # fmt: skip
 
 
@@ -73,10 +73,14 @@ def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None
             last = time.monotonic()
             report(event)
 
+    said = lambda line: log(f"{job['name']}: {line}")  # noqa: E731
+    track = None
+    if hosts.leader():
+        track = tracking.target(job["how"]["tracking"], job["workdir"], job["name"], out.name, said)
     began = time.perf_counter()
-    stages.STAGES[job["kind"]](stages.Context(
-        job["settings"], job["how"], out.name, needs, temporary, thinned, lambda line: log(f"{job['name']}: {line}")
-    ))  # fmt: skip
+    stages.STAGES[job["kind"]](
+        stages.Context(job["settings"], job["how"], out.name, needs, temporary, thinned, said, track)
+    )
     record = {key: job[key] for key in ("name", "settings", "how")} | {"seconds": time.perf_counter() - began}
 
     def complete() -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,9 @@ import pyarrow.parquet as pq
 
 from ceiling.rollout.engine import turn_spans
 from ceiling.tasks.base import Outcome
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclasses.dataclass
@@ -45,7 +49,9 @@ class Samples:
 
     @property
     def counts(self) -> np.ndarray:
-        """i64[problems, 2]: (n, correct) per problem, recounted from the records."""
+        """i64[problems, 2]: (n, correct) of every problem, in the order of `groups`, recounted from the records: what
+        pass@k is computed from (ceiling/evals/passk.py). Only outcome RIGHT is correct; a verifier's ERROR counts in
+        n."""
         right = self.matrix("outcome") == Outcome.RIGHT
         return np.stack([np.full(self.problems, self.n), right.sum(axis=1)], axis=1).astype(np.int64)
 
@@ -63,6 +69,21 @@ class Samples:
         if "" in names:
             index = np.where(index == names.index(""), -1, index)
         return index.reshape(self.problems, self.n), names
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per sample, in the order of the table, its columns decoded: outcome is categorical over the names
+        "wrong", "right", "unparsed", "error"; process is boolean, missing where it was not judged; group, answer and
+        strategy are text, missing where there is none; tokens are arrays of ids; logprob is in nats."""
+        import pandas
+
+        frame = self.table.to_pandas()
+        names = [outcome.name.lower() for outcome in sorted(Outcome)]
+        frame["outcome"] = pandas.Categorical.from_codes(frame["outcome"], names)
+        frame["process"] = frame["process"].map({0: False, 1: True}).astype("boolean")
+        for name in ("group", "answer", "strategy"):
+            words = frame[name].astype("str")
+            frame[name] = words.mask(words == "")
+        return frame
 
     def tokens(self, problem: int, sample: int) -> np.ndarray:
         return self.table["tokens"][problem * self.n + sample].values.to_numpy()

@@ -3,6 +3,7 @@
 Example:
     samples = evaluate(policy, task, n=64, seed=1)
     samples.counts          # i64[problems, 2] = (n, correct)
+    samples.to_pandas()     # one row per sample
 """
 
 import dataclasses

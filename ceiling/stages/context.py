@@ -11,7 +11,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from ceiling import hosts, schema
+from ceiling import hosts, schema, tracking
 from ceiling.model import hf, source
 from ceiling.model.config import ModelConfig
 from ceiling.model.policy import Decoding, Policy
@@ -24,7 +24,8 @@ from ceiling.workers import UNFINISHED
 @dataclasses.dataclass
 class Context:
     """settings: what decides the stage's numbers, and key its hash; how: mesh and checkpoints, which do not; needs:
-    name of an input -> its directory; out: where to write; report: progress; log: a line for the user."""
+    name of an input -> its directory; out: where to write; report: progress; log: a line for the user; track: where the
+    curves of its training are shown, None: nowhere."""
 
     settings: dict
     how: dict
@@ -33,6 +34,7 @@ class Context:
     out: pathlib.Path
     report: Callable[[dict], None]
     log: Callable[[str], None]
+    track: tracking.Target | None = None
 
     @functools.cached_property
     def task(self) -> task_base.Task:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ceiling import hosts
+from ceiling import hosts, tracking
 from ceiling import ledger as accounts
 from ceiling.evals import sample as evaluation
 from ceiling.model import steering
@@ -146,10 +146,15 @@ def _train(context: Context, trainer: Trainer, decoding: Decoding):
             "progress": min(1.0, done), "step": metrics["step"] + 1, "loss": metrics["loss"],
             "tokens_per_s": (tokens() - before) / (time.perf_counter() - began), "flops": metrics["flops"],
         })  # fmt: skip
+        curves.step(metrics, trainer.times[-1], time.time())
 
     every = {key: context.how["checkpoint"][key] for key in ("every_s", "every_steps", "keep")}
-    with Checkpoints(context.unfinished / "checkpoints", context.key, log=context.log, **every) as checkpoints:
+    with (
+        Checkpoints(context.unfinished / "checkpoints", context.key, log=context.log, **every) as checkpoints,
+        tracking.Curves(context.track, context.settings) as curves,
+    ):
         trainer.resume(checkpoints)
+        curves.steps(trainer.curve, trainer.times, ended=time.time())
         began, before = time.perf_counter(), tokens()
         trained = trainer.run(report)
     save_params(context.out / "params", trained.params)

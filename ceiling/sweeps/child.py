@@ -4,6 +4,7 @@ It reads WORKDIR/sweep.json, so that a process of this machine and a Slurm job s
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -33,7 +34,7 @@ def shared(points: list[Point]) -> list[experiment.Stage]:
 
 def make_shared(points: list[Point], workdir: pathlib.Path, at_once: int) -> None:
     """Run what points share, once, in WORKDIR/stages."""
-    stages, grace_s = shared(points), max(p.config["checkpoint"]["grace_s"] for p in points)
+    stages, grace_s = [unwatched(s) for s in shared(points)], max(p.config["checkpoint"]["grace_s"] for p in points)
     count = at_once * max(p.config["workers"] for p in points)
 
     def pointless(stage: experiment.Stage) -> bool:
@@ -43,6 +44,12 @@ def make_shared(points: list[Point], workdir: pathlib.Path, at_once: int) -> Non
     # A lock of their own: the sweep that started this process holds its folder's.
     with experiment.locked(workdir / "stages"), signals.watched(grace_s), Progress(len(stages), workdir) as progress:
         workers.execute(stages, workdir, count, progress, lambda *_: None, pointless, grace_s)
+
+
+def unwatched(stage: experiment.Stage) -> experiment.Stage:
+    """Shown nowhere as it runs: several shared stages may have one name. Each point shows those that it is given."""
+    tracking = {**stage.how["tracking"], "sinks": ""}
+    return dataclasses.replace(stage, how={**stage.how, "tracking": tracking})
 
 
 def _prior(stage: experiment.Stage) -> experiment.Stage:

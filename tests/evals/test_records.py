@@ -120,3 +120,23 @@ def test_lists_of_texts_come_back_as_labels_in_order(tmp_path):
     names = list(dict.fromkeys(flat))
     found = [[[names[x] for x in labels if x >= 0] for labels in row] for row in label_PnC]
     assert found == lists and label_PnC.shape == (2, 3, 3)
+
+
+def test_as_a_data_frame_rows_are_samples_and_columns_are_decoded():
+    samples, outcomes, tokens, strategies = build(np.random.default_rng(1), 5, 7)
+    frame = samples.to_pandas()
+    assert len(frame) == 35 and list(frame.columns) == samples.table.column_names
+    correct = (frame["outcome"] == "right").groupby(frame["problem"]).sum()
+    np.testing.assert_array_equal(correct.to_numpy(), samples.counts[:, 1])
+    assert list(frame["outcome"].cat.categories) == ["wrong", "right", "unparsed", "error"]
+    assert frame["outcome"].astype("str").tolist() == [Outcome(o).name.lower() for o in outcomes.ravel()]
+    assert frame["group"].tolist() == [g for g in samples.groups for _ in range(7)]
+    given = [s for row in strategies for s in row]
+    assert frame["strategy"].isna().tolist() == [s == "" for s in given] and "" in given
+    assert frame["strategy"].dropna().tolist() == [s for s in given if s]
+    process = samples.matrix("process").ravel()
+    assert frame["process"].isna().tolist() == (process == -1).tolist()
+    assert frame["process"].dropna().tolist() == (process[process >= 0] == 1).tolist()
+    for row, own in zip(frame["tokens"], (t for problem in tokens for t in problem), strict=True):
+        np.testing.assert_array_equal(row, own)
+    assert samples.table.column("outcome").to_pylist() == outcomes.ravel().tolist()  # the records stay as they are
