@@ -29,6 +29,9 @@ STEPS, ROWS, LR = 30, 32, 6e-3
 FALL = 0.9  # the last losses over the first, at most; 0.69 on the CPU that this was written on
 TOLERANCE = 1e-5  # nats, float32
 PROVIDES = {"jax[cuda13]": "jax-cuda13-plugin", "jax[tpu]": "libtpu"}  # a requirement's extra -> what it brings
+PCI = pathlib.Path("/sys/bus/pci/devices")
+GOOGLE = "0x1ae0"  # a PCI vendor; of its devices, those that are TPUs
+TPUS = {"0x0027": "v2 or v3", "0x005e": "v4", "0x0062": "v5p", "0x0063": "v5e", "0x006f": "v6e", "0x0076": "7x"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +95,33 @@ def extras(home: pathlib.Path) -> Iterator[Finding]:
 
 
 def devices(home: pathlib.Path) -> Iterator[Finding]:
-    """What jax computes on; a GPU that it does not see is a failure."""
+    """What jax computes on, and in which dtype best; an accelerator that it does not see is a failure."""
     import jax
 
-    seen = jax.devices()
+    seen, backend, asked = jax.devices(), jax.default_backend(), os.environ.get("JAX_PLATFORMS", "")
     kinds = ", ".join(sorted({d.device_kind for d in seen}))
-    yield Finding(True, f"backend {jax.default_backend()}, {len(seen)} device(s): {kinds}; {os.cpu_count()} CPU cores")
-    here = gpu()
-    if here and jax.default_backend() == "cpu":
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        do = 'pip install "ceiling[gpu]" (jax for CUDA 13), and see that `nvidia-smi` works for this user'
-        if "cpu" in asked:
-            do = f"unset JAX_PLATFORMS (it is {asked!r})"
-        yield Finding(False, f"A GPU IS HERE ({here}) BUT JAX COMPUTES ON THE CPU", do)
+    limit = (seen[0].memory_stats() or {}).get("bytes_limit")
+    memory = f", {limit / GIB:.1f} GiB of memory for jax" if limit else ""
+    yield Finding(True, f"backend {backend}, {len(seen)} device(s): {kinds}{memory}; {os.cpu_count()} CPU cores; "
+                  f"compute dtype {compute_dtype(seen[0])}")  # fmt: skip
+    remedies = {
+        "GPU": 'pip install "ceiling[gpu]" (jax for CUDA 13), and see that `nvidia-smi` works for this user',
+        "TPU": 'pip install "ceiling[tpu]" (jax for TPUs), and see that no other process holds the chip',
+    }
+    for name, here in (("GPU", gpu()), ("TPU", tpu())) if backend == "cpu" else ():
+        if here:
+            do = f"unset JAX_PLATFORMS (it is {asked!r})" if "cpu" in asked else remedies[name]
+            yield Finding(False, f"A {name} IS HERE ({here}) BUT JAX COMPUTES ON THE CPU", do)
+
+
+def compute_dtype(device=None) -> str:
+    """What `config.model.compute_dtype` should be on a device of jax's (the first, if None): "bfloat16" where its
+    matrix units take it, "float32" on a CPU and on NVIDIA GPUs below compute capability 8 (a T4 has 7.5)."""
+    import jax
+
+    device = device or jax.devices()[0]
+    old = re.fullmatch(r"[1-7]\.\d", str(getattr(device, "compute_capability", "")))
+    return "float32" if device.platform == "cpu" or old else "bfloat16"
 
 
 def gpu() -> str:
@@ -117,6 +134,15 @@ def gpu() -> str:
         if listed and listed.returncode == 0 and listed.stdout.strip():
             return listed.stdout.splitlines()[0].split(" (UUID")[0]
     return next((str(path) for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))), "")
+
+
+def tpu() -> str:
+    """The first TPU of this machine, as it stands on the PCI bus; empty: none."""
+    for vendor in sorted(PCI.glob("*/vendor")):
+        chip = TPUS.get(_text(vendor.parent / "device").strip(), "")
+        if chip and _text(vendor).strip() == GOOGLE:
+            return f"TPU {chip} at {vendor.parent.name}"
+    return ""
 
 
 def room(home: pathlib.Path) -> Iterator[Finding]:
@@ -315,7 +341,7 @@ def _order(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.match(r"[\d.]*", version)[0].strip(".").split("."))) if version else ()
 
 
-def _text(path: str) -> str:
+def _text(path: str | pathlib.Path) -> str:
     """A file of the system's, empty where it has none."""
     try:
         return pathlib.Path(path).read_text()

@@ -64,16 +64,53 @@ def test_extras_may_be_missing_but_not_old(tmp_path, monkeypatch):
     one(doctor.extras(tmp_path), False, "reasoning-gym 0.1.2 is too old", 'pip install "ceiling[tasks]"')
 
 
-def test_a_gpu_that_jax_does_not_see_is_loud(tmp_path, monkeypatch):
+def test_an_accelerator_that_jax_does_not_see_is_loud(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "gpu", lambda: "")
-    one(doctor.devices(tmp_path), True, "backend cpu", f"{jax.device_count()} device(s)")
+    monkeypatch.setattr(doctor, "tpu", lambda: "")
+    one(doctor.devices(tmp_path), True, "backend cpu", f"{jax.device_count()} device(s)", "compute dtype float32")
     monkeypatch.setattr(doctor, "gpu", lambda: "GPU 0: NVIDIA H200")
     monkeypatch.setenv("JAX_PLATFORMS", "")
     one(doctor.devices(tmp_path), False, "A GPU IS HERE (GPU 0: NVIDIA H200)", 'pip install "ceiling[gpu]"')
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     one(doctor.devices(tmp_path), False, "unset JAX_PLATFORMS")
+    monkeypatch.setattr(doctor, "gpu", lambda: "")
+    monkeypatch.setattr(doctor, "tpu", lambda: "TPU v5e at 0000:00:05.0")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    one(doctor.devices(tmp_path), False, "A TPU IS HERE (TPU v5e at 0000:00:05.0)", 'pip install "ceiling[tpu]"')
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     one(doctor.devices(tmp_path), True, "backend gpu")
+
+
+def test_the_memory_that_jax_has_of_a_device_is_told(tmp_path, monkeypatch):
+    chip = types.SimpleNamespace(device_kind="Tesla T4", platform="gpu", compute_capability="7.5",
+                                 memory_stats=lambda: {"bytes_limit": 11 * doctor.GIB})  # fmt: skip
+    monkeypatch.setattr(jax, "devices", lambda: [chip])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    one(doctor.devices(tmp_path), True, "1 device(s): Tesla T4, 11.0 GiB of memory for jax", "compute dtype float32")
+
+
+@pytest.mark.parametrize("platform, capability, dtype", [
+    ("cpu", None, "float32"), ("tpu", None, "bfloat16"), ("gpu", "7.5", "float32"), ("gpu", "8.0", "bfloat16"),
+    ("gpu", "12.0", "bfloat16"), ("rocm", "gfx942", "bfloat16"),
+])  # fmt: skip
+def test_the_compute_dtype_is_what_the_device_multiplies_fast(platform, capability, dtype):
+    known = {} if capability is None else {"compute_capability": capability}
+    assert doctor.compute_dtype(types.SimpleNamespace(platform=platform, **known)) == dtype
+
+
+def test_a_tpu_is_found_on_the_bus_and_googles_other_devices_are_none(tmp_path, monkeypatch):
+    def plug(place, vendor, device):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / place / "device").write_text(f"{device}\n")
+
+    monkeypatch.setattr(doctor, "PCI", tmp_path)
+    assert doctor.tpu() == ""
+    plug("0000:00:03.0", doctor.GOOGLE, "0x0042")  # a network card
+    plug("0000:00:04.0", "0x8086", "0x0063")
+    assert doctor.tpu() == ""
+    plug("0000:00:05.0", doctor.GOOGLE, "0x0063")
+    assert doctor.tpu() == "TPU v5e at 0000:00:05.0"
 
 
 def test_a_gpu_is_found_by_its_tool_or_its_device_file(monkeypatch):
