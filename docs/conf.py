@@ -43,6 +43,7 @@ html_math_renderer = "mathml"
 nitpicky = True
 # Types of other packages, whose inventories are on the network, and those that no page describes.
 nitpick_ignore_regex = [
+    ("py:.*", r"ceiling\.report\..*"),
     ("py:.*", r"(jax|jaxlib|np|numpy|pa|pyarrow|pandas|optax|flax|ml_collections|pathlib|collections|typing)\..*"),
 ]
 
@@ -62,11 +63,11 @@ def read(app, docname: str, source: list[str]) -> None:
 
 def contents(page: str) -> list[str]:
     """A hidden table of contents for every section of a page that lists pages."""
-    title, out = "", []
-    for part in re.split(r"^## ", page, flags=re.M):
-        title = part.partition("\n")[0]
+    out = []
+    for number, part in enumerate(re.split(r"^## ", page, flags=re.M)):
+        caption = [f":caption: {part.partition(chr(10))[0]}"] if number else []
         if pages := re.findall(r"^(?:- |\| )\[[^]]+\]\(([\w/]+)\.md\)", part, re.M):
-            out += ["", "```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"]
+            out += ["", "```{toctree}", ":hidden:", *caption, "", *pages, "```"]
     return out
 
 
@@ -105,6 +106,11 @@ def escaped(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = out
 
 
+def plain(app, what, name, obj, options, signature, returns):
+    """Defaults that have no text of their own as dots: a signature that Python cannot read has no links."""
+    return re.sub(r"<[^<>]*(<[^<>]*>)?[^<>]*>", "...", signature or "") or None, returns
+
+
 class Names(SphinxPostTransform):
     """`ceiling.x.y` in code type becomes a link, where the reference has an entry of that name."""
 
@@ -124,8 +130,9 @@ class Names(SphinxPostTransform):
 
 def mathml(translator, node, *, block: bool) -> None:
     """Writes a formula as MathML."""
+    tex = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", node.astext())  # sizes of delimiters are a browser's matter
     try:
-        formula = latex2mathml.tex2mathml(node.astext(), as_block=block)
+        formula = latex2mathml.tex2mathml(tex, as_block=block)
     except MathError as error:
         _log.warning("formula not understood (%s): %s", error, node.astext(), location=node)
         formula = ""
@@ -136,6 +143,7 @@ def mathml(translator, node, *, block: bool) -> None:
 def setup(app) -> None:
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", escaped)
+    app.connect("autodoc-process-signature", plain)
     app.add_post_transform(Names)
     app.add_html_math_renderer(
         "mathml", (lambda self, node: mathml(self, node, block=False), None),

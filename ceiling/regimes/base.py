@@ -91,18 +91,20 @@ def _none(*_args):
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """name and config section; what an arm may read, and:
+    """What `REGIME` of a file is.
 
-    examples(material, cfg) -> list[Example], at most prompts_per_step * samples_per_prompt of them.
-    loss(params, batch, frozen, forward, cfg) -> (sum, denominator, {metric: (sum, denominator)}).
-    rounds(cfg, task, rng) -> sampling rounds of this step.
-    scores(material, cfg) -> {name: ScoreRequest}.
-    frozen(cfg) -> models that the loss itself runs ("teacher", "reference"): it gets them as Policies.
-    init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime.
-    metrics(material, cfg) -> {name: value} on the host, for the training curves.
-    labels(cfg) -> samples per problem of the policy it starts from that its labels are voted from; 0: it needs none.
-    longest(cfg, task) -> tokens of the longest training sequence, where that can exceed a prompt and a response.
-    counts(material, examples, cfg) -> {counter of the ledger: amount} of a step.
+    name and config section; reads(cfg): what an arm may read, and
+
+        examples(material, cfg) -> list[Example], at most prompts_per_step * samples_per_prompt of them
+        loss(params, batch, frozen, forward, cfg) -> (sum, denominator, {metric: (sum, denominator)})
+        rounds(cfg, task, rng) -> sampling rounds of this step
+        scores(material, cfg) -> {name: ScoreRequest}
+        frozen(cfg) -> models that the loss itself runs ("teacher", "reference"): it gets them as Policies
+        init_aux(params, cfg), after_update(aux, params, cfg): slow state of the regime
+        metrics(material, cfg) -> {name: value} on the host, for the training curves
+        labels(cfg) -> samples per problem, of the policy it starts from, that vote for its label; 0: it needs none
+        longest(cfg, task) -> tokens of the longest training sequence, where that can exceed a prompt and a response
+        counts(material, examples, cfg) -> {counter of the ledger: amount} of a step
     """
 
     name: str

@@ -15,9 +15,9 @@ PRIOR = np.concatenate([0.4 * 0.005 ** np.linspace(0, 1, 60), np.zeros(40)])
 SOLVED = PRIOR > 0
 # name: success rates, label and where it stands (k, pass@k), class of the style sheet
 CURVES = {
-    "prior": (PRIOR, "prior", (40, 0.30), "prior"),
-    "kept": (np.where(SOLVED, 0.95, 0), "re-weighted: the same problems, at once", (1.15, 0.635), "kept"),
-    "lost": (np.where(PRIOR > 0.02, 0.95, 0), "contracted: rare ones lost", (1.15, 0.405), "lost"),
+    "prior": (PRIOR, "prior", (5, 0.09), "prior"),
+    "kept": (np.where(SOLVED, 0.95, 0), "re-weighted: the same problems, at once", (1.15, 0.66), "kept"),
+    "lost": (np.where(PRIOR > 0.02, 0.95, 0), "contracted: rare ones lost", (125, 0.285), "lost"),
     "grown": (np.where(np.arange(100) < 80, np.where(SOLVED, 0.5, 0.01), 0), "expanded", (105, 0.80), "grown"),
 }
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 680, 380, 52, 16, 16, 44
@@ -83,7 +83,7 @@ def draw() -> str:
     parts += [words(x(1) + 8, y(1) + 10, "pass@k, problems solved by one of k samples", "small")]
     reach = float(SOLVED.mean())
     parts += [line(x(1), y(reach), x(1024), y(reach), "ceiling")]
-    parts += [words(x(1024), y(reach) + 17, "the ceiling of this prior", "small", "end")]
+    parts += [words(x(9), y(reach) + 17, "the ceiling of this prior", "small")]
     for rate_P, label, (k, value), kind in CURVES.values():
         points = " ".join(f"{x(at):.1f},{y(v):.1f}" for at, v in zip(K, pass_at_k(rate_P), strict=True))
         parts += [f'<polyline class="curve {kind}" points="{points}"/>', words(x(k), y(value), label, kind)]
