@@ -148,7 +148,8 @@ def section(config) -> Section:
 
 
 def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
-    """A complete configuration for a task, ready to be changed. task: a name in ceiling/tasks, or a file's path."""
+    """A complete configuration for a task, ready to be changed. task: a name in ceiling/tasks, or a file's path; arms:
+    name -> `arm(...)`, drawn in this order. Raises ConfigError for a task or a regime that is not there."""
     arms = arms or {}
     config = section({"task": {"name": task}, "arms": arms}).defaults()
     config.task.name = task  # a file's own section cannot know by which path it is named
@@ -161,12 +162,14 @@ def defaults(task: str, arms: dict | None = None) -> ml_collections.ConfigDict:
 
 def arm(regime: str, **overrides) -> ml_collections.ConfigDict:
     """One arm's configuration: the defaults of every arm and of the regime, with overrides. regime: a name in
-    ceiling/regimes, or a file's path."""
+    ceiling/regimes, or a file's path. Raises ConfigError for an unknown regime or key; values are looked at by
+    `validate`."""
     return (ARM | regimes.load(regime).config).defaults(regime=regime, **overrides)
 
 
 def validate(config) -> dict:
-    """The resolved configuration as plain JSON-able values, or ConfigError in one line."""
+    """The resolved configuration as plain JSON-able values. Raises ConfigError, one line that names the key, its value
+    and what is allowed. Reads no data and loads no weights."""
     if "task" not in config or "name" not in config["task"]:
         raise ConfigError("config.task.name: missing; name a task, e.g. lab or questions")
     config = plain(config)

@@ -101,7 +101,7 @@ def escaped(app, what, name, obj, options, lines: list[str]) -> None:
             out.append(f"    {line}".rstrip())
             continue
         parts = line.split("`")
-        parts[::2] = [re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+        parts[::2] = [re.sub(r"([*|\\@]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
         out.append("``".join(parts))
     lines[:] = out
 

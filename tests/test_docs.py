@@ -169,9 +169,9 @@ def test_the_site_escapes_docstrings_and_makes_tables_of_contents():
     sphinx = pytest.importorskip("sphinx", reason="the site's packages are in requirements-docs.txt")
     assert sphinx
     conf = runpy.run_path(str(DOCS / "conf.py"))
-    lines = ["Sums `a*b` of x_ and |y|:", "    sum = a * b", "", "Then `c`."]
+    lines = ["Sums `a*b` of x_ and |y@z|:", "    sum = a * b", "", "Then `c`."]
     conf["escaped"](None, "function", "f", None, None, lines)
-    assert lines == [r"Sums ``a*b`` of x\_ and \|y\|:", "", "::", "", "        sum = a * b", "", "", "Then ``c``."]
+    assert lines == [r"Sums ``a*b`` of x\_ and \|y\@z\|:", "", "::", "", "        sum = a * b", "", "", "Then ``c``."]
     made = conf["contents"]("# T\n\n## A\n\n- [one](one.md): 1\n- [two](api/two.md)\n\n## B\n\nno list\n")
     assert made == ["", "```{toctree}", ":hidden:", ":caption: A", "", "one", "api/two", "```"]
     script = "# ---\n# %% [markdown]\n# # T\n#\n# See [x](../docs/x.md).\n\n# %%\nx = 1\n\n# %% tags=['start']\ny = 2\n"

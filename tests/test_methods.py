@@ -92,6 +92,12 @@ def test_every_equation_is_followed_by_the_function_that_computes_it():
     assert len(sections) > 30 and all("`ceiling." in section for section in sections)
 
 
+def test_the_invariants_that_the_source_names_are_on_the_page():
+    pattern = r"\b(?:X|GR|OS|RL|CG|EE|SV|BO|EN|KD|FL|CP|CD|CF)-\d+\b"
+    source = "\n".join(path.read_text() for path in (DOCS.parent / "ceiling").rglob("*.py"))
+    assert set(re.findall(pattern, source)) == set(re.findall(rf"^\| ({pattern}) \|", PAGE, re.M))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_function_exists_is_public_and_is_in_the_reference(name):
     *path, last = name.split(".")

@@ -36,10 +36,12 @@ class Samples:
 
     @property
     def problems(self) -> int:
+        """How many."""
         return self.meta["problems"]
 
     @property
     def n(self) -> int:
+        """Samples of every problem."""
         return self.meta["n"]
 
     @property
@@ -86,6 +88,7 @@ class Samples:
         return frame
 
     def tokens(self, problem: int, sample: int) -> np.ndarray:
+        """int32: one response, its stop token included."""
         return self.table["tokens"][problem * self.n + sample].values.to_numpy()
 
     def label_lists(self, column: str) -> np.ndarray:
@@ -139,6 +142,7 @@ class Samples:
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Samples":
+        """The samples that `save` wrote."""
         table = pq.read_table(path)
         return cls(table, json.loads(table.schema.metadata[b"ceiling"]))
 
