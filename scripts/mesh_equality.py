@@ -77,7 +77,7 @@ def rows(like: Batch) -> Batch:
     tokens = np.where(inside, rng.integers(1, CONFIG.vocab_size, (M, R, W)), 0)
     index = np.where(inside & (at > 0), np.arange(R)[:, None] * W + at - 1, 0)
     extra = {k: rng.normal(-1 if v.ndim == 3 else 0, 0.5, v.shape) for k, v in like.extra.items()}
-    return Batch(tokens, inside, np.where(inside, at, 0), tokens, inside & (at >= PROMPT), index, extra)
+    return Batch(tokens, inside, np.where(inside, at, 0), inside, tokens, inside & (at >= PROMPT), index, extra)
 
 
 def draws(mesh) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

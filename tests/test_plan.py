@@ -94,7 +94,7 @@ def init_params(config):
 def compiled_step(config, rows, tokens):
     """memory_analysis of the real train step on two micro-batches of `rows` full rows."""
     shape = lambda *sizes, dtype=jnp.int32: jax.ShapeDtypeStruct((2, *sizes), dtype)  # noqa: E731
-    square = [shape(rows, tokens) for _ in range(4)]
+    square = [shape(rows, tokens) for _ in range(5)]
     batch = Batch(*square, shape(rows, tokens, dtype=jnp.float32), shape(rows, tokens), {})
     forward, optimiser = Forward(config), optim.make(plain(optim.CONFIG.defaults()))
 

@@ -4,8 +4,12 @@ Rows are a transport layout: several sequences share a row of `row_tokens` token
 ids. Losses never see rows. They see one line per sequence, [B, T], reached through `index_BT`, the
 flat position (in the rows) of the activation that predicts each token. So a loss is written for
 plain sequences, and packing, padding and row counts cannot change it.
+
+Samples of one prompt that lie in one row share its tokens: `micro_batches` lays the prompt down once, up to its last
+token, which predicts what differs, and lets every sample after it look back at it (`prefixes_RW`).
 """
 
+import collections
 import dataclasses
 
 import flax.struct
@@ -29,7 +33,8 @@ class Example:
 class Batch:
     """R rows of W tokens holding B sequences of at most T tokens.
 
-    tokens_RW, segments_RW (0 padding), positions_RW: the packed rows.
+    tokens_RW, segments_RW (0 padding), positions_RW: the packed rows. prefixes_RW: the segment that a token may look
+    back at beside its own; its own again where there is none.
     targets_BT, mask_BT, index_BT: the view per sequence. mask is 0 on prompts, padding, absent
     sequences and token 0 (nothing predicts it). extra: name -> [B, T] or [B] arrays.
     """
@@ -37,6 +42,7 @@ class Batch:
     tokens_RW: jax.Array
     segments_RW: jax.Array
     positions_RW: jax.Array
+    prefixes_RW: jax.Array
     targets_BT: jax.Array
     mask_BT: jax.Array
     index_BT: jax.Array
@@ -52,15 +58,15 @@ def pack(
     is longer than max_tokens, or the rows do not hold everything."""
     if len(examples) > sequences:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {sequences} sequences")
-    place, needed = _placed(examples, max_tokens, row_tokens)
+    _check(examples, max_tokens, row_tokens)
+    place, needed = _first_fit(examples, row_tokens)
     rows = needed if rows is None else rows
     if needed > rows:
         raise ValueError(f"packing: {needed} rows of {row_tokens} tokens are needed, {rows} are there")
     return _filled(examples, place, sequences, max_tokens, row_tokens, rows)
 
 
-def _placed(examples: list[Example], max_tokens: int, row_tokens: int, most: int | None = None):
-    """(row, start) of every example, at most so many to a row, and the number of rows. Checks what it is given."""
+def _check(examples: list[Example], max_tokens: int, row_tokens: int) -> None:
     longest = max((len(e.tokens) for e in examples), default=0)
     if longest > max_tokens or max_tokens > row_tokens:
         raise ValueError(
@@ -69,31 +75,54 @@ def _placed(examples: list[Example], max_tokens: int, row_tokens: int, most: int
         )
     if len({tuple(sorted(e.extra)) for e in examples}) > 1:
         raise ValueError("packing: examples of one batch must carry the same extra arrays")
-    return _first_fit([len(e.tokens) for e in examples], row_tokens, most)
 
 
-def _filled(examples: list[Example], place, sequences: int, max_tokens: int, row_tokens: int, rows: int) -> Batch:
-    tokens, segments, positions = (np.zeros((rows, row_tokens), np.int32) for _ in range(3))
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an example lies: `start` is that of its own tokens, those from `prefix` on; the ones before lie at
+    `prefix_start`. prefix is 0 where it shares none."""
+
+    row: int
+    start: int
+    prefix: int = 0
+    prefix_start: int = 0
+
+
+def _filled(examples: list[Example], places, sequences: int, max_tokens: int, row_tokens: int, rows: int) -> Batch:
+    tokens, segments, positions, prefixes = (np.zeros((rows, row_tokens), np.int32) for _ in range(4))
     targets, index = (np.zeros((sequences, max_tokens), np.int32) for _ in range(2))
     mask = np.zeros((sequences, max_tokens), np.float32)
     names = examples[0].extra.items() if examples else ()
     extra = {k: np.zeros((sequences, max_tokens) if np.ndim(v) else sequences, np.float32) for k, v in names}
     segment = np.zeros(rows, np.int32)
-    for b, (example, (row, start)) in enumerate(zip(examples, place, strict=True)):
-        n = len(example.tokens)
+
+    def lay(example: Example, row: int, start: int, first: int, stop: int) -> int:
+        """Tokens [first, stop) of an example as a segment of their own; its id."""
         segment[row] += 1
-        tokens[row, start : start + n] = example.tokens
-        segments[row, start : start + n] = segment[row]
-        positions[row, start : start + n] = np.arange(n)
+        here = slice(start, start + stop - first)
+        tokens[row, here], positions[row, here] = example.tokens[first:stop], np.arange(first, stop)
+        segments[row, here] = prefixes[row, here] = segment[row]
+        return segment[row]
+
+    shared = {}  # (row, start) of a prefix -> its segment
+    for b, (example, place) in enumerate(zip(examples, places, strict=True)):
+        n, row = len(example.tokens), place.row
+        if place.prefix:
+            at = row, place.prefix_start
+            shared[at] = shared.get(at) or lay(example, *at, 0, place.prefix)
+        lay(example, row, place.start, place.prefix, n)
+        if place.prefix:
+            prefixes[row, place.start : place.start + n - place.prefix] = shared[at]
         targets[b, :n] = example.tokens
         mask[b, 1:n] = example.mask[1:]
-        index[b, 1:n] = row * row_tokens + start + np.arange(n - 1)
+        where = np.arange(n) + np.where(np.arange(n) < place.prefix, place.prefix_start, place.start - place.prefix)
+        index[b, 1:n] = row * row_tokens + where[:-1]
         for name, value in example.extra.items():
             if np.ndim(value):
                 extra[name][b, :n] = value
             else:
                 extra[name][b] = value
-    return Batch(tokens, segments, positions, targets, mask, index, extra)
+    return Batch(tokens, segments, positions, prefixes, targets, mask, index, extra)
 
 
 def stack(batches: list[Batch]) -> Batch:
@@ -110,14 +139,15 @@ def micro_batches(
     rows: of max_tokens tokens that a full part may take, so parts * rows examples fit whatever their lengths. It is
     given one of four numbers of rows, so few programs are compiled however lengths drift; rows and sequences come in
     multiples of `multiple` (devices). Raises ValueError as `pack` does."""
+    _check(examples, max_tokens, max_tokens)
     most, sequences = _up(rows, multiple), micro_sequences(parts, rows, multiple)
-    place, needed = _placed(examples, max_tokens, max_tokens, SEQUENCES_PER_ROW)
+    places, needed = _first_fit(examples, max_tokens, SEQUENCES_PER_ROW, share=True)
     live = -(-needed // most)
     some = min(most, _up(-(-needed // live), _up(-(-rows // 4), multiple)))
     made = []
     for part in range(live):
-        mine = [i for i, (row, _) in enumerate(place) if row % live == part]
-        here = [(place[i][0] // live, place[i][1]) for i in mine]
+        mine = [i for i, place in enumerate(places) if place.row % live == part]
+        here = [dataclasses.replace(places[i], row=places[i].row // live) for i in mine]
         made.append(_filled([examples[i] for i in mine], here, sequences, max_tokens, max_tokens, some))
     blank = jax.tree.map(np.zeros_like, made[0])
     return stack(made + [blank] * (parts - live)), live
@@ -133,18 +163,43 @@ def _up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def _first_fit(lengths: list[int], row_tokens: int, most: int | None = None):
-    """(row, start) per item and the number of rows used, longest items first, at most so many to a row."""
-    place = [(0, 0)] * len(lengths)
+def _first_fit(examples: list[Example], row_tokens: int, most: int | None = None, share: bool = False):
+    """The place of every example and the number of rows used, longest ones first, at most so many to a row. share:
+    those with the same prefix follow the longest of them, into rows that have it if they can."""
+    places: list[_Place | None] = [None] * len(examples)
     free: list[int] = []
     items: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = (r for r, room in enumerate(free) if room >= lengths[i] and items[r] != most)
-        row = next(fits, len(free))
-        if row == len(free):
-            free.append(row_tokens)
-            items.append(0)
-        place[i] = (row, row_tokens - free[row])
-        free[row] -= lengths[i]
-        items[row] += 1
-    return place, max(1, len(free))
+    groups = collections.defaultdict(list)
+    for i, example in enumerate(examples):
+        prefix = _common(example) if share else 0
+        groups[(prefix, np.asarray(example.tokens[:prefix]).tobytes()) if prefix else i].append(i)
+    by_length = lambda i: -len(examples[i].tokens)  # noqa: E731
+    groups = {key: sorted(group, key=by_length) for key, group in groups.items()}
+    for key, group in sorted(groups.items(), key=lambda item: by_length(item[1][0])):
+        prefix = key[0] if len(group) > 1 else 0
+        laid: dict[int, int] = {}  # row -> where this prefix starts in it
+        for i in group:
+            n = len(examples[i].tokens)
+            need = lambda r: n - prefix if r in laid else n  # noqa: B023, E731
+            fits = (r for r in (*laid, *range(len(free))) if free[r] >= need(r) and items[r] != most)
+            row = next(fits, len(free))
+            if row == len(free):
+                free.append(row_tokens)
+                items.append(0)
+            took, start = need(row), row_tokens - free[row]
+            if prefix:
+                laid.setdefault(row, start)
+            places[i] = _Place(row, start + took - (n - prefix), prefix, laid.get(row, 0))
+            free[row] -= took
+            items[row] += 1
+    return places, max(1, len(free))
+
+
+def _common(example: Example) -> int:
+    """Tokens that samples of the same prompt may share: up to the one that predicts the first target, or has the first
+    value of its own; their activations are asked for nowhere else."""
+    own = np.asarray(example.mask) != 0
+    for value in example.extra.values():
+        own = own | (np.asarray(value) != 0) if np.ndim(value) else own
+    own = np.flatnonzero(own[1:])
+    return int(own[0]) if len(own) else 0

@@ -19,7 +19,8 @@ class Forward:
 
     def activations(self, params, batch: Batch):
         """Activations [M, D] of all row positions; `view` finds what they say of each target."""
-        x_RWD = hidden(params, self.config, batch.tokens_RW, batch.positions_RW, batch.segments_RW)
+        rows = batch.tokens_RW, batch.positions_RW, batch.segments_RW, batch.prefixes_RW
+        x_RWD = hidden(params, self.config, *rows)
         return constrain(x_RWD.reshape(-1, x_RWD.shape[-1]), "batch", None)
 
     def view(self, value_M, batch: Batch):

@@ -37,16 +37,23 @@ def forward(params, config: ModelConfig, tokens_BT, *, positions_BT=None, segmen
     return unembed(params, config, hidden(params, config, tokens_BT, positions_BT, segments_BT))
 
 
-def hidden(params, config: ModelConfig, tokens_BT, positions_BT=None, segments_BT=None, *, normalise: bool = True):
-    """Final normalised activations [B, T, D] in the compute dtype; without `normalise`, the residual stream itself."""
-    T = tokens_BT.shape[1]
-    index_T = jnp.arange(T)
-    distance_BTT = (index_T[:, None] - index_T[None, :])[None]
-    mask_BTT = distance_BTT >= 0
+def hidden(
+    params, config: ModelConfig, tokens_BT, positions_BT=None, segments_BT=None, prefixes_BT=None, *,
+    normalise: bool = True,
+):  # fmt: skip
+    """Final normalised activations [B, T, D] in the compute dtype; without `normalise`, the residual stream itself.
+
+    prefixes_BT: a segment that a token also sees, beside its own; the token's positions go on from there."""
+    index_T = jnp.arange(tokens_BT.shape[1])
+    mask_BTT = (index_T[:, None] >= index_T[None, :])[None]
     if segments_BT is not None:
-        mask_BTT = mask_BTT & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        seen_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        if prefixes_BT is not None:
+            seen_BTT = seen_BTT | (prefixes_BT[:, :, None] == segments_BT[:, None, :])
+        mask_BTT = mask_BTT & seen_BTT
     if positions_BT is None:
         positions_BT = _positions(tokens_BT, segments_BT)
+    distance_BTT = positions_BT[:, :, None] - positions_BT[:, None, :]
 
     def attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state):
         mask = within_window(config, local, mask_BTT, distance_BTT)

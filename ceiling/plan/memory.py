@@ -75,7 +75,7 @@ def kept(config: ModelConfig, rows: int, tokens: int) -> int:
     """Bytes that autodiff keeps for the backward pass of the log-probs of `rows` packed rows of `tokens` tokens,
     weights and inputs aside. Only what is trained is differentiated, as in the train step."""
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    batch = Batch(*(ints(rows, tokens) for _ in range(4)), jax.ShapeDtypeStruct((rows, tokens), jnp.float32),
+    batch = Batch(*(ints(rows, tokens) for _ in range(5)), jax.ShapeDtypeStruct((rows, tokens), jnp.float32),
                   ints(rows, tokens), {})  # fmt: skip
 
     def residuals(params, batch):

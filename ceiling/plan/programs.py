@@ -112,7 +112,7 @@ def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     home = batch_sharding(setting.mesh, leading=1)
     sequences = micro_sequences(cfg["microbatches"], each, setting.rows_over)
     make = lambda dtype, *shape: laid_out((cfg["microbatches"], *shape), dtype, home)  # noqa: E731
-    packed = [make(jnp.int32, rows, setting.tokens) for _ in range(3)]
+    packed = [make(jnp.int32, rows, setting.tokens) for _ in range(4)]
     targets, index = (make(jnp.int32, sequences, setting.tokens) for _ in range(2))
     mask = make(jnp.float32, sequences, setting.tokens)
     extra = {name: make(jnp.float32, sequences, *[setting.tokens] * per_token) for name, per_token in update.extras}
@@ -188,9 +188,9 @@ def score(setting: Setting, cfg: dict) -> Program:
     sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
     rows = scoring.batch_rows(setting.model, setting.mesh, sequences, setting.tokens)
     home = batch_sharding(setting.mesh)
-    ints = [laid_out((rows, setting.tokens), jnp.int32, home) for _ in range(5)]
+    ints = [laid_out((rows, setting.tokens), jnp.int32, home) for _ in range(6)]
     mask = laid_out((rows, setting.tokens), jnp.float32, home)
     temperature = laid_out((), jnp.float32, replicated(setting.mesh))
-    packed = Batch(*ints[:4], mask, ints[4], {})
+    packed = Batch(*ints[:5], mask, ints[5], {})
     params = parameters(setting.model, setting.mesh)
     return Program(scoring._score, (params, packed, temperature), dict(config=setting.model, entropy=False))

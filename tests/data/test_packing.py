@@ -126,6 +126,54 @@ def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, 
             np.testing.assert_array_equal(flat[batch.index_BT[m, b, at] + 1], batch.targets_BT[m, b, at])
 
 
+def samples_of(prompts, lengths, seed=0):
+    """Examples of several samples of each prompt: its tokens, then those of their own, the targets. Prompt p is made of
+    token p + 1; other tokens are unique."""
+    rng, start, out = np.random.default_rng(seed), 100, []
+    for p, own in enumerate(lengths):
+        for n in own:
+            tokens = np.concatenate([np.full(prompts[p], p + 1), np.arange(start, start + n)])
+            mask = (np.arange(len(tokens)) >= prompts[p]).astype(np.float32)
+            out.append(Example(tokens, mask, {"w": mask * rng.normal(size=len(tokens)), "a": float(start)}))
+            start += n
+    return [out[i] for i in rng.permutation(len(out))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 5), min_size=3, max_size=3), seed=st.integers(0, 99),
+    lengths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=3, max_size=3),
+)  # fmt: skip
+def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts, lengths, seed):
+    examples = samples_of(prompts, lengths, seed)
+    batch, live = micro_batches(examples, parts=5, rows=4, max_tokens=11)
+    found = []
+    for m in range(live):
+        one = jax.tree.map(lambda leaf: leaf[m], batch)  # noqa: B023
+        W = one.tokens_RW.shape[1]
+        for b in np.flatnonzero(one.mask_BT.any(axis=1)):
+            targets = np.flatnonzero(one.mask_BT[b])
+            for t in targets:
+                row, i = divmod(int(one.index_BT[b, t]), W)
+                seen = [k for k in range(i + 1) if one.segments_RW[row, k] in
+                        (one.segments_RW[row, i], one.prefixes_RW[row, i])]  # fmt: skip
+                np.testing.assert_array_equal(one.tokens_RW[row, seen], one.targets_BT[b, :t])
+                np.testing.assert_array_equal(one.positions_RW[row, seen], np.arange(t))
+                assert one.tokens_RW[row, i + 1] == one.targets_BT[b, t], "which is what the head asks of a row"
+            found.append((one.extra["a"][b], tuple(one.targets_BT[b, : targets[-1] + 1]), tuple(targets)))
+    assert sorted(found) == sorted(
+        (e.extra["a"], tuple(e.tokens), tuple(np.flatnonzero(e.mask))) for e in examples
+    ), "every example once, with its targets"  # fmt: skip
+
+
+def test_a_shared_prompt_is_laid_down_once_a_row():
+    examples = samples_of([5], [[2, 2, 2]])
+    batch, live = micro_batches(examples, parts=3, rows=1, max_tokens=13)
+    assert live == 1 and (batch.segments_RW > 0).sum() == 4 + 3 * (1 + 2), "each has the last token to itself"
+    alone = [Example(e.tokens, e.mask, {**e.extra, "w": np.ones(len(e.tokens))}) for e in examples]
+    assert micro_batches(alone, parts=3, rows=1, max_tokens=13)[1] == 3, "tokens with values of their own are not shared"
+
+
 def test_short_sequences_fill_few_micro_batches_and_long_ones_all():
     made = lambda n: micro_batches(examples_of([n] * 32), parts=8, rows=4, max_tokens=9)  # noqa: E731
     assert [made(n)[1] for n in (9, 4, 3, 1)] == [8, 4, 3, 2], "the last has room for four sequences to a row"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.data.packing import Example, pack
+from ceiling.data.packing import Example, micro_batches, pack
 from ceiling.model import forward, log_softmax_at, token_logprobs
 from ceiling.model.logprobs import map_chunks
 from ceiling.model.sequences import Forward
@@ -174,3 +174,32 @@ def test_X3_log_probs_per_sequence_do_not_depend_on_the_packing(make_model, leng
             assert logp_BT[b, t] == pytest.approx(float(expected_TV[t - 1, example.tokens[t]]), abs=2e-5)
             p = np.exp(np.asarray(expected_TV[t - 1], np.float64))
             assert entropy_BT[b, t] == pytest.approx(-(p * np.log(p)).sum(), abs=2e-5)
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(odd=True, scan_layers=False, window=4, global_every=2)], ids=str)
+def test_X3_samples_that_share_their_prompt_have_the_log_probs_and_gradients_of_each_alone(make_model, fields):
+    """Positions go on from the prompt's end, wherever in the row a sample lies; windows count positions too."""
+    config, params = make_model(**fields)
+    rng, examples = np.random.default_rng(0), []
+    for prompt, own in ((7, (3, 5, 2, 4)), (4, (6, 1))):
+        head = rng.integers(1, 13, prompt)
+        for n in own:
+            mask = np.arange(prompt + n) >= prompt
+            examples.append(Example(np.concatenate([head, rng.integers(1, 13, n)]), mask.astype(np.float32)))
+    forward = Forward(config)
+
+    def total(params, batch):
+        logp_BT = forward.logprobs(params, batch)[0] * batch.mask_BT
+        return jnp.sum(logp_BT * jnp.cos(batch.targets_BT)), logp_BT  # a weight for each target
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True))
+    shared, live = micro_batches(examples, parts=1, rows=6, max_tokens=16)
+    together = jax.tree.map(lambda leaf: leaf[0], shared)
+    alone = pack(examples, sequences=len(together.mask_BT), max_tokens=16, row_tokens=16)
+    assert live == 1 and np.sum(together.segments_RW > 0) <= sum(len(e.tokens) for e in examples) - 15
+    assert np.any(together.prefixes_RW != together.segments_RW)
+    (value, got), gradient = run(params, together)
+    (expected, want), reference = run(params, alone)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    assert float(value) == pytest.approx(float(expected), abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, reference)
