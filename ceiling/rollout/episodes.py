@@ -326,7 +326,7 @@ def _decode(params, config: ModelConfig, rule: _Rule, cache, token_B, held_B, li
     many rows have halted that the host has something to do. Returns (cache, tokens [STRIDE, B], their
     log-probabilities, how many each row has drawn, steps)."""
     (id_B, sample_B, count_B), B = who, len(token_B)
-    params = kv.by_layer(params, config)
+    params = kv.by_layer(params, config, B)
     enough = max(1, B // 8)
 
     def go_on(s):

@@ -18,7 +18,7 @@ from ceiling.model.transformer import unembed
 from ceiling.rollout import cache as kv
 from ceiling.rollout import sampling
 
-FEWEST, SHORTEST = 16, 16  # slots and ring of the smallest stage: a shorter one would not earn its compilation
+FEWEST, SHORTEST = 8, 16  # slots and ring of the smallest stage: a shorter one would not earn its compilation
 
 
 def stages(config: ModelConfig, slots: int, requests: int, ring: int) -> list[tuple[int, int]]:
@@ -65,7 +65,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
     """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group.
     Returns (tokens_ZQR, logprobs_ZQR, lengths_ZQ, stopped_ZQ, slot-steps of each group)."""
     (Z, C, P), Q, R = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens
-    like, params = params["embed"], kv.by_layer(params, config)
+    like, params = params["embed"], kv.by_layer(params, config, Z * slots)
     prompt_cache, last = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
     last_ZCD = last.reshape(Z, C, -1)
     stops = jnp.asarray(stop_ids, jnp.int32)

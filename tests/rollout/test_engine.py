@@ -8,9 +8,10 @@ import pytest
 
 from ceiling.data.packing import Example
 from ceiling.model import Policy, forward, make_mesh, place
+from ceiling.model.config import PROJECTIONS
 from ceiling.model.transformer import dense_attention
-from ceiling.rollout import generate
-from ceiling.rollout.cache import attention_of_one
+from ceiling.rollout import cache, generate
+from ceiling.rollout.cache import _Turned, attention_of_one, by_layer
 from ceiling.rollout.engine import bucket, share
 from ceiling.rollout.scoring import score
 from ceiling.rollout.slots import run, stages
@@ -212,7 +213,7 @@ def test_freed_slots_are_refilled(policy):
 
 @pytest.mark.parametrize(("scan", "slots", "requests", "ring", "expected"), [
     (True, 128, 128, 96, [(128, 96)]), (False, 128, 128, 96, [(128, 32), (128, 96), (64, 96), (32, 96)]),
-    (False, 128, 129, 96, [(128, 96), (64, 96), (32, 96)]), (False, 40, 40, 40, [(40, 40), (20, 40)]),
+    (False, 128, 129, 96, [(128, 96), (64, 96), (32, 96)]), (False, 30, 30, 40, [(30, 40), (15, 40)]),
     (False, 8, 8, 8, [(8, 8)]),
 ])  # fmt: skip
 def test_stages_are_few_and_hold_what_may_live(policy, scan, slots, requests, ring, expected):
@@ -251,6 +252,24 @@ def test_stages_behind_a_queue_and_on_a_mesh_change_no_sample(staged, sizes):
     out = draw(unrolled, **settings, **({} if sizes else dict(slots=40)))
     same(out, reference)
     assert out.executed_tokens < reference.executed_tokens
+
+
+def test_matrices_that_lie_the_other_way_round_change_no_sample(staged, monkeypatch):
+    """On a CPU, in a loop of few rows: here all of them, and a model of a size that nobody else decodes."""
+    unrolled, settings, _ = staged
+    config = dataclasses.replace(unrolled.config, norm_eps=3e-6)
+    usual = draw(unrolled.replace(config=config), **settings)
+    turned = by_layer(unrolled.params, config, 64)["layers"]
+    assert not any(isinstance(w, _Turned) for w in turned.values()), "none of a tiny model's is large"
+    monkeypatch.setattr(cache, "LARGE", 1)
+    turned = by_layer(unrolled.params, config, 64)["layers"]
+    assert {name for name, w in turned.items() if isinstance(w, _Turned)} == set(PROJECTIONS)
+    for name, w in turned.items():
+        np.testing.assert_array_equal(w[1], unrolled.params["layers"][name][1])
+    assert not any(isinstance(w, _Turned) for w in by_layer(unrolled.params, config, 512)["layers"].values())
+    run.clear_cache()
+    same(draw(unrolled.replace(config=config), **settings), usual)
+    run.clear_cache()
 
 
 def test_attention_of_one_query_is_dense_attention():
