@@ -401,10 +401,11 @@ def draw(training: list[dict], curves: list[dict], titles: dict[str, str], name:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     table = pandas.DataFrame(training)
     table = table[table["metric"] == "information_gain_nats"]
-    for i, arm in enumerate(("rlp", "rlp_empty")):
+    for arm in ("rlp", "rlp_empty"):
+        colour = f"C{list(titles).index(arm)}"
         for _, line in table[table["arm"] == arm].groupby("seed"):
-            left.plot(line["flops"], line["value"].rolling(5, min_periods=1).mean(), color=f"C{i}", linewidth=1)
-        left.plot([], [], color=f"C{i}", label=titles[arm])
+            left.plot(line["flops"], line["value"].rolling(5, min_periods=1).mean(), color=colour, linewidth=1)
+        left.plot([], [], color=colour, label=titles[arm])
     left.axhline(0, color="grey", linewidth=0.8)
     left.set(xlabel="FLOPs of the arm", ylabel="information gain, nats", title="one line a seed, mean of five steps")
     left.legend(frameon=False)

@@ -69,7 +69,8 @@ def test_every_code_cell_compiles_and_every_text_is_short(name):
         if cell["cell_type"] == "code":
             ast.parse(source(cell), filename=cell["id"])
         else:
-            assert len(source(cell).split()) <= 150, cell["id"]
+            words = re.sub(r"\$\$.*?\$\$", "", source(cell), flags=re.S).split()
+            assert len(words) <= 150, cell["id"]
 
 
 @pytest.mark.parametrize("name", script.NAMES)
@@ -194,6 +195,15 @@ def test_warnings_count_where_they_are_ours():
     assert script.own_warnings(stderr("\n".join(ours + theirs))) == ours
 
 
+def evalset(content: dict) -> EvalSet:
+    """The shipped counts as the notebooks read them."""
+    cells = {
+        (arm, int(seed)): Cell(np.array(count_P))
+        for arm, by_seed in content["counts"].items() for seed, count_P in by_seed.items()
+    }  # fmt: skip
+    return EvalSet(content["n"], content["groups"], cells)
+
+
 @pytest.fixture(scope="module")
 def lab() -> dict:
     return json.loads((HOME / "results/lab.json").read_text())
@@ -216,10 +226,7 @@ def test_shipped_results_are_those_of_the_default_configuration(lab):
 
 
 def test_shipped_counts_are_complete_and_learned_something(lab):
-    found = EvalSet(lab["n"], lab["groups"], {
-        (arm, int(seed)): Cell(np.array(count_P)) for arm, by_seed in lab["counts"].items()
-        for seed, count_P in by_seed.items()
-    })  # fmt: skip
+    found = evalset(lab)
     common = np.array(lab["groups"]) == "C"
     for arm in found.arms:
         assert found.seeds(arm) == lab["seeds"]
@@ -232,17 +239,14 @@ def test_shipped_counts_are_complete_and_learned_something(lab):
 
 def test_results_of_a_run_are_its_records_and_an_unfinished_run_is_refused(tmp_path):
     config = runpy.run_path(str(ROOT / "configs/lab.py"))["get_config"]("tiny")
-    for name in set(config.arms) - {"sft"}:
-        del config.arms[name]
+    config.arms = {}
     config.report.pair, config.report.html = "", False
+    config.model.update(width=16, ffn=16, layers=1, heads=2, kv_heads=1, head_dim=8)
     config.task.evaluation_per_group = 1
     result = ceiling.run(config, tmp_path)
     content = script.shipped(tmp_path)
-    assert set(content["counts"]) == {"base", "base_redraw", "sft"}
-    found = EvalSet(content["n"], content["groups"], {
-        (arm, int(seed)): Cell(np.array(count_P)) for arm, by_seed in content["counts"].items()
-        for seed, count_P in by_seed.items()
-    })  # fmt: skip
+    found = evalset(content)
+    assert found.arms == ["base", "base_redraw"] and found.seeds("base") == content["seeds"] == [1]
     at_1 = {(row["arm"], row["group"]): row["mean"] for row in result.curves if row["k"] == 1}
     for arm in found.arms:
         for group, index in found.slices.items():
