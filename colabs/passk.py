@@ -126,7 +126,7 @@ run = EvalSet(n, shipped["groups"], cells)
 titles = {arm["name"]: arm["title"] for arm in shipped["arms"]}
 print(shipped["provenance"])
 print(f"{len(run.arms)} arms x {len(run.seeds('base'))} training seeds x {len(groups)} problems, n = {n} samples each")
-display(pandas.DataFrame(shipped["about_groups"]))
+display(pandas.DataFrame(shipped["about_groups"]).style.hide(axis="index"))
 
 # %%
 def curves(arm: str, group: str) -> np.ndarray:
@@ -214,10 +214,10 @@ display(pandas.DataFrame(rows).style.format(precision=4).hide(axis="index"))
 # %% [markdown]
 # ## 4. A band is over something
 #
-# The same difference, GRPO minus base on depth-4 problems, with four intervals. The first treats every sample as a
-# problem of its own, the second resamples problems within pooled seeds, the third does so for one training seed, the
-# fourth takes seeds and problems as two crossed samples from something larger: other runs, other problems. Only the
-# last says what another student with another seed should expect, and it is the widest for a reason.
+# The same difference, pass@1 of GRPO minus the base's on depth-4 problems, with four intervals. The first treats every
+# sample as a problem of its own, the second resamples problems within pooled seeds, the third does so for one training
+# seed, the fourth takes seeds and problems as two crossed samples from something larger: other runs, other problems.
+# Only the last says what another student with another seed should expect, and it is the widest for a reason.
 
 # %%
 ARM, GROUP, K = "grpo", "X", shipped["verdict_k"]

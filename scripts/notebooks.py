@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).absolute().parents[1]
 HOME = ROOT / "colabs"
 NAMES = ("default_experiment", "own_model", "rlp", "passk")
 START = "start"  # tag of the cells that all notebooks share
-CELL_S = 600  # longest cell of a run
+CELL_S = 1800  # longest cell of a run, on a machine that does other things too
 POINTS = 40  # of a shipped training curve
 SHIPPED_METRIC = "information_gain_nats"
 
