@@ -23,14 +23,14 @@ def write(results: dict, directory, *, html: bool = True) -> Path:
     (directory / "csv").mkdir(parents=True, exist_ok=True)
     view = build(results)
     for name in TABLES:
-        _replace(directory / "csv" / f"{name}.csv", _csv(view, name))
+        replace(directory / "csv" / f"{name}.csv", _csv(view, name))
     path = directory / "results.json"
-    _replace(path, json.dumps(view.results, indent=1, allow_nan=False) + "\n")
+    replace(path, json.dumps(view.results, indent=1, allow_nan=False) + "\n")
     if html:  # last: whatever the page links to is already there
         from ceiling.report import page  # Matplotlib takes longer to import than a configuration to be refused
 
         path = directory / "report.html"
-        _replace(path, page.html(view))
+        replace(path, page.html(view))
     return path
 
 
@@ -45,7 +45,7 @@ def _csv(view: View, name: str) -> str:
     return buffer.getvalue()
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write beside, then rename: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")

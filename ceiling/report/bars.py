@@ -7,11 +7,10 @@ from collections import defaultdict
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ceiling.report.svg import ROLES, canvas, heading, render, role
+from ceiling.report.svg import ROLES, canvas, heading, render, role, room
 from ceiling.report.units import scaled
 
-WIDTH = 400
-LABEL = 136  # pixels kept at the left for arm names
+WIDTH = 372
 ROW = 20
 
 # key, what it says, colour role, opacity, hatch: lost and new can be told apart without colour. What the
@@ -27,11 +26,11 @@ SETS = (
 def solvable(rows, looks, *, name, title) -> str:
     """Stacked bars, one per arm: problems solved by both, new, lost, by neither; averaged over seeds."""
     means = _means(rows, [key for key, *_ in SETS])
-    figure, axes, arms = _rows_frame(means, looks, title, bottom=22, right=100)
+    figure, axes, arms = _rows_frame(means, looks, title, bottom=22, right=92)
     words, total = [], max([sum(m.values()) for m in means.values()], default=1) or 1
     inner = figure.get_figwidth() * 72 * axes.get_position().width
     columns = [
-        total * (1 + pixels / inner) for pixels in (44, 96)
+        total * (1 + pixels / inner) for pixels in (42, 90)
     ]  # right edges of the two columns of counts
     for place, look in enumerate(arms):
         left = 0
@@ -44,13 +43,13 @@ def solvable(rows, looks, *, name, title) -> str:
             if count:
                 shown = f"{sign}{round(count, 1):g}"
                 axes.text(
-                    x, place, shown, fontsize=10.5, ha="right", va="center", color=role(tone), weight="bold"
+                    x, place, shown, fontsize=11, ha="right", va="center", color=role(tone), weight="bold"
                 )
         words.append(f"{look.title}: {new:.3g} new, {lost:.3g} lost")
     axes.set_xlim(0, total)
     _few_ticks(axes, lambda value: f"{value:.0f}")
     for x, word in zip(columns, ("new", "lost"), strict=True):
-        axes.text(x, -0.75, word, fontsize=10, ha="right", color=role("muted"))
+        axes.text(x, -0.75, word, fontsize=11, ha="right", color=role("muted"))
     return render(figure, name, title=f"Solvable sets: {title}", description="; ".join(words))
 
 
@@ -85,7 +84,7 @@ def budget(rows, looks, *, name, title, phases, target=None) -> str:
     if target:
         axes.axvline(target, color=role("ink"), linewidth=1.2, linestyle=(0, (4, 2)))
         axes.text(
-            target, -0.75, f"budget {scaled(target, 'FLOP')}", fontsize=10, ha="right", color=role("ink")
+            target, -0.75, f"budget {scaled(target, 'FLOP')}", fontsize=11, ha="right", color=role("ink")
         )
     axes.set_xlim(0, 1.04 * longest or 1)
     flop_axis(axes)
@@ -101,8 +100,8 @@ def likelihood(rows, looks, *, name, title) -> str:
     for place, look in enumerate(arms):
         own, base = (means[look.name][key] for key in keys)
         top = max(top, own, base)
-        axes.plot([own, base], [place, place], color=look.colour, linewidth=1.6, gid=f"arm-{look.index}")
-        axes.plot([own], [place], "o", markersize=6, color=look.colour, gid=f"arm-{look.index}")
+        axes.plot([own, base], [place, place], color=look.colour, linewidth=1.6, gid=look.gid)
+        axes.plot([own], [place], "o", markersize=6, color=look.colour, gid=look.gid)
         axes.plot(
             [base],
             [place],
@@ -110,20 +109,21 @@ def likelihood(rows, looks, *, name, title) -> str:
             markersize=6,
             markerfacecolor=role("paper"),
             markeredgecolor=look.colour,
-            gid=f"arm-{look.index}",
+            gid=look.gid,
         )
         words.append(f"{look.title}: {own:.2f} under itself, {base:.2f} under the base")
     axes.set_xlim(-0.03 * top, 1.06 * top)
     _few_ticks(axes, lambda value: f"{value:.2g}")
-    _below(figure, axes, "nats per token (filled: under itself, open: under the base)")
+    _below(figure, axes, "nats per token (filled: under itself, open: base)")
     return render(figure, name, title=f"Likelihood: {title}", description="; ".join(words))
 
 
 def gains(rows, looks, *, name, title) -> str:
     """Information gain in nats with intervals, one line per baseline, one mark per seed; zero is no gain."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    figure, axes = canvas(WIDTH, 74 + 34 * max(1, len(metrics)), left=LABEL, right=16, top=30, bottom=40)
-    heading(figure, title, limit=50)
+    left, height = 8 + room(metrics), 74 + 34 * max(1, len(metrics))
+    figure, axes = canvas(WIDTH, height, left=left, right=16, top=30, bottom=40)
+    heading(figure, title)
     _row_axis(axes, [metric.replace("_", " ") for metric in metrics], [role("ink")] * len(metrics))
     marks = _marks_per_metric(rows)
     words = []
@@ -133,10 +133,10 @@ def gains(rows, looks, *, name, title) -> str:
             y = place + 0.22 * (step - (len(marks[metric]) - 1) / 2)
             if row.get("lo") is not None and row.get("hi") is not None:
                 axes.plot(
-                    [row["lo"], row["hi"]], [y, y], color=look.colour, linewidth=1.3, gid=f"arm-{look.index}"
+                    [row["lo"], row["hi"]], [y, y], color=look.colour, linewidth=1.3, gid=look.gid
                 )
             axes.plot(
-                [row["value"]], [y], look.marker, markersize=5, color=look.colour, gid=f"arm-{look.index}"
+                [row["value"]], [y], look.marker, markersize=5, color=look.colour, gid=look.gid
             )
             words.append(f"{metric} seed {row.get('seed')}: {row['value']:.1f}")
     axes.axvline(0, color=role("ink"), linewidth=1)
@@ -164,8 +164,9 @@ def _rows_frame(present, looks, title, *, bottom, right=14):
     """A frame with one row per arm that has data, in the order of the looks, first arm on top."""
     arms = [look for look in looks.values() if look.name in present]
     height = 36 + bottom + ROW * max(1, len(arms))
-    figure, axes = canvas(WIDTH, height, left=LABEL, right=right, top=36, bottom=bottom)
-    heading(figure, title, limit=52)
+    left = 8 + room(look.label for look in arms)
+    figure, axes = canvas(WIDTH, height, left=left, right=right, top=36, bottom=bottom)
+    heading(figure, title)
     _row_axis(axes, [look.label for look in arms], [look.colour for look in arms])
     return figure, axes, arms
 
@@ -202,7 +203,7 @@ def _few_ticks(axes, show):
 
 def _below(figure, axes, text):
     y = -34 / _inner(figure, axes)
-    axes.text(1, y, text, transform=axes.transAxes, fontsize=10, color=role("muted"), ha="right")
+    axes.text(1, y, text, transform=axes.transAxes, fontsize=11, color=role("muted"), ha="right")
 
 
 def _inner(figure, axes) -> float:

@@ -5,7 +5,7 @@ from html import escape
 
 from ceiling.report import bars, figures
 from ceiling.report.panels import grid, pending, reads
-from ceiling.report.tables import Raw, chip, details, flatten, nested, table
+from ceiling.report.tables import Raw, chip, details, flatten, nested, table, verbatim
 from ceiling.report.units import estimate, flops, number, seconds
 from ceiling.report.view import View
 
@@ -81,6 +81,11 @@ TERMS = (
 
 
 def budget(view: View) -> str:
+    return spent(view, ["ledger"]) + pending(view, "ledger")
+
+
+def spent(view: View, tables=()) -> str:
+    """What every arm spent, as bars and in numbers; `tables` are those of its data that lie beside the page."""
     rows = view.rows("ledger")
     # The student's phases first, so that they take the solid colours in a stable order.
     ordered = sorted(rows, key=lambda row: not row.get("student"))
@@ -100,13 +105,12 @@ def budget(view: View) -> str:
         else []
     )
     matched = f" Arms are matched on {str(unit).replace('_', ' ')}." if unit else ""
-    caption = f"What each arm spent, by phase.{matched} The dashed line is the budget."
+    caption = f"What each arm spent, by phase.{matched}" + (" The dashed line is the budget." if target else "")
     return (
         (f'<p class="keys">{keys}</p>' if rows else "")
-        + grid(panels, caption, ["ledger"], size="wide")
+        + grid(panels, caption, tables, size="wide")
         + _ledger_table(view)
         + details("The ledger by phase", _phase_table(view, phases))
-        + pending(view, "ledger")
     )
 
 
@@ -208,7 +212,7 @@ def configuration(view: View) -> str:
         + details("Environment", table("Environment", ["name", "value"], shown))
         + details(
             f"Full configuration ({len(config)} keys)",
-            table("Resolved configuration", ["key", "value"], [[k, _plain(v)] for k, v in config])
+            table("Resolved configuration", ["key", "value"], [[k, verbatim(v)] for k, v in config])
             if config
             else "",
         )
@@ -314,8 +318,3 @@ def _mean(values):
 
 def _count(value) -> str:
     return number(round(value) if value is not None and abs(value) >= 100 else value, 1)
-
-
-def _plain(value):
-    """Configuration values as they are, not rounded: they are meant to be copied."""
-    return value if value is None else str(value)

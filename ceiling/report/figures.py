@@ -9,16 +9,17 @@ import math
 from collections import defaultdict
 
 from ceiling.report.bars import flop_axis
-from ceiling.report.svg import canvas, heading, render, role
+from ceiling.report.svg import canvas, heading, render, role, room
 
 SMALL = (288, 210)
-LARGE = (440, 312)
+LARGE = (372, 300)  # a telephone's width: set text is never scaled below its size there
+MOST_LABELS = 12  # lines of a large figure that are named beside it
 
 
 def pass_at_k(rows, looks, *, name, title, verdict_k=None, large=False) -> str:
     """pass@k against k (log2) with interval bands; the large form carries direct labels."""
     series = _by(rows, "arm")
-    figure, axes = _frame(large, title)
+    figure, axes = _frame(large, title, looks, series)
     for look in _order(looks, series):
         points = _sorted(series[look.name], "k")
         _band(axes, look, [_x(r) for r in points], points)
@@ -26,16 +27,18 @@ def pass_at_k(rows, looks, *, name, title, verdict_k=None, large=False) -> str:
     axes.set_ylim(-0.02, 1.02)
     _ticks(axes, "y", [0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
     _k_axis(axes, rows, verdict_k)
-    axes.text(0, 1.0, "pass@k", transform=axes.transAxes, fontsize=10, color=role("muted"), va="bottom")
-    if large:
-        _end_labels(figure, axes, looks, series)
+    axes.text(0, 1.0, "pass@k", transform=axes.transAxes, fontsize=11, color=role("muted"), va="bottom")
+    _end_labels(figure, axes, looks, series if large else {})
     return render(figure, name, title=f"pass@k: {title}", description=_curve_words(series, looks, "pass@k"))
 
 
-def differences(rows, looks, *, name, title, null=None, crossings=(), limits=None, large=False) -> str:
-    """Paired arm - base against k, with the null arm's band around zero and rings where an arm crosses."""
+def differences(
+    rows, looks, *, name, title, null=None, crossings=(), limits=None, large=False, pair=("arm", "base")
+) -> str:
+    """Paired differences against k, of the first of a `pair` to the second, with the null arm's band around zero and
+    rings where an arm crosses."""
     series = _by(rows, "arm")
-    figure, axes = _frame(large, title)
+    figure, axes = _frame(large, title, looks, series)
     _zero_band(axes, _sorted(series.get(null, []), "k"))
     shown = {arm: points for arm, points in series.items() if arm != null}
     for look in _order(looks, shown):
@@ -52,7 +55,7 @@ def differences(rows, looks, *, name, title, null=None, crossings=(), limits=Non
                 markersize=6,
                 markerfacecolor=role("paper"),
                 markeredgecolor=looks[row["arm"]].colour,
-                gid=f"arm-{looks[row['arm']].index}",
+                gid=looks[row["arm"]].gid,
             )
     low, high = limits or span(rows)
     axes.set_ylim(low, high)
@@ -63,18 +66,17 @@ def differences(rows, looks, *, name, title, null=None, crossings=(), limits=Non
     )
     _k_axis(axes, rows, None)
     axes.text(
-        0, 1.0, "pass@k, arm − base", transform=axes.transAxes, fontsize=10, color=role("muted"), va="bottom"
+        0, 1.0, "pass@k, " + " − ".join(pair), transform=axes.transAxes, fontsize=11, color=role("muted"), va="bottom"
     )
-    if large:
-        _end_labels(figure, axes, looks, shown)
-    words = _curve_words(shown, looks, "the difference to the base")
-    return render(figure, name, title=f"Difference to the base: {title}", description=words)
+    _end_labels(figure, axes, looks, shown if large else {})
+    words = _curve_words(shown, looks, f"the difference to the {pair[1]}")
+    return render(figure, name, title=f"Difference to the {pair[1]}: {title}", description=words)
 
 
 def training(rows, looks, *, name, title) -> str:
     """One training metric against the FLOPs charged so far, a line per seed, averaged down to 60 points."""
     series = _by(rows, "arm")
-    figure, axes = _frame(False, title, left=46)
+    figure, axes = _frame(False, title, looks, series, left=46)
     for look in _order(looks, series):
         for seed_rows in _by(series[look.name], "seed").values():
             points = [r for r in _sorted(seed_rows, "flops") if r.get("flops") is not None]
@@ -100,10 +102,12 @@ def thin(values, most: int) -> list:
     return [sum(chunk) / len(chunk) if chunk else None for chunk in chunks]
 
 
-def _frame(large, title, left=36):
+def _frame(large, title, looks, series, left=36):
     width, height = LARGE if large else SMALL
-    figure, axes = canvas(width, height, left=left, right=138 if large else 12, top=44, bottom=32)
-    heading(figure, title, limit=62 if large else 42)
+    labels = [looks[arm].label for arm in series if arm in looks] if large and len(series) <= MOST_LABELS else []
+    right = 10 + room(labels) if labels else 12
+    figure, axes = canvas(width, height, left=left, right=right, top=44, bottom=32)
+    heading(figure, title)
     return figure, axes
 
 
@@ -150,7 +154,7 @@ def _line(axes, look, xs, ys, *, width=None, marks=True, alpha=1.0):
         marker=look.marker if marks and look.kind == "arm" else None,
         markersize=3.6 if not look.control else 3,
         markeredgewidth=0,
-        gid=f"arm-{look.index}",
+        gid=look.gid,
         solid_capstyle="round",
     )
 
@@ -169,7 +173,7 @@ def _band(axes, look, xs, rows):
         color=look.colour,
         linewidth=0,
         alpha=0.07 if look.control else 0.13,
-        gid=f"arm-{look.index}",
+        gid=look.gid,
     )
 
 
@@ -202,7 +206,10 @@ def _k_axis(axes, rows, verdict_k):
 
 
 def _end_labels(figure, axes, looks, series):
-    """Arm labels at the right end of their lines, pushed apart where the ends lie close together."""
+    """Arm labels at the right end of their lines, pushed apart where the ends lie close together; none where there are
+    more lines than labels have room."""
+    if len(series) > MOST_LABELS:
+        return
     ends = []
     for arm, rows in series.items():
         points = [row for row in _sorted(rows, "k") if row.get("mean") is not None]
@@ -217,26 +224,27 @@ def _end_labels(figure, axes, looks, series):
     ceiling = high + gap  # one label may stand above the frame
     for end in reversed(ends):
         end[0], ceiling = min(end[0], ceiling), min(end[0], ceiling) - gap
-    edge = axes.get_xlim()[1]
+    left, edge = axes.get_xlim()
+    step = (edge - left) / 100
     for place, value, look, x in ends:
         axes.plot(
-            [x + 0.05, edge + 0.12],
+            [x + step, edge + 2 * step],
             [value, place],
             color=look.colour,
             linewidth=0.7,
             alpha=0.6,
             clip_on=False,
-            gid=f"arm-{look.index}",
+            gid=look.gid,
         )
         axes.text(
-            edge + 0.2,
+            edge + 3 * step,
             place,
             look.label,
             fontsize=11,
             color=look.colour,
             va="center",
             clip_on=False,
-            gid=f"arm-{look.index}",
+            gid=look.gid,
         )
 
 

@@ -32,10 +32,10 @@ def grid(panels, caption: str, tables=(), *, size: str = "narrow") -> str:
         return ""
     links = " ".join(f'<a href="csv/{name}.csv">{name}.csv</a>' for name in tables)
     cells = "".join(f'<div class="panel">{panel}</div>' for panel in panels)
-    words = f"{escape(caption)} " if caption else ""
+    data = f' <span class="data">Data: {links}</span>' if links else ""
     return (
         f'<figure><div class="grid {size}">{cells}</div>'
-        f'<figcaption>{words}<span class="data">Data: {links}</span></figcaption></figure>'
+        f"<figcaption>{escape(caption)}{data}</figcaption></figure>"
     )
 
 

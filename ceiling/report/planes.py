@@ -3,9 +3,9 @@
 The same contract as figures.py: rows or points of one panel in, an inline SVG string out.
 """
 
-from ceiling.report.svg import canvas, heading, render, role
+from ceiling.report.svg import canvas, heading, render, role, room
 
-SIZE = (440, 312)
+SIZE = (372, 300)
 
 
 def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
@@ -14,7 +14,7 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
     `rows` are verdict rows of one group (marks with intervals), `faint` those of other groups (small dots).
     """
     figure, axes = canvas(*SIZE, left=52, right=16, top=32, bottom=42)
-    heading(figure, title, limit=64)
+    heading(figure, title)
     axes.grid(axis="x", color=role("grid"), linewidth=0.8)
     xs, ys = [], []
     for row in [*faint, *rows]:
@@ -26,13 +26,16 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
     axes.set_ylim(min(low, -0.25 * high), max(high, -0.25 * low) + 0.06 * (high - low))
     axes.axhline(0, color=role("ink"), linewidth=1)
     axes.axvline(0, color=role("ink"), linewidth=1)
+    box, words, taken = axes.get_window_extent(), [], []
     for x, y, text in ((1, 1, "reaches further"), (1, 0, "sharper, reaches less"), (0, 0, "loses both")):
+        left, low = box.x1 - room([text]) if x else box.x0, box.y1 - 20 if y else box.y0
+        words.append((left, low, left + room([text]), low + 20))
         axes.text(
             0.985 if x else 0.015,
             0.975 if y else 0.025,
             text,
             transform=axes.transAxes,
-            fontsize=10,
+            fontsize=11,
             ha="right" if x else "left",
             va="top" if y else "bottom",
             style="italic",
@@ -45,20 +48,23 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
         look, x, y = looks[row["arm"]], row.get("delta_1"), row.get("delta_k")
         if x is None or y is None:
             continue
-        _cross(axes, look, row, x, y)
+        for line in _cross(row, x, y):
+            axes.plot(*line, color=look.colour, linewidth=1, alpha=0.8, gid=look.gid)
+            (left, low), (right, high) = axes.transData.transform(list(zip(*line, strict=True)))
+            taken.append((left - 1, low - 1, right + 1, high + 1))
         _mark(axes, look, x, y, size=7)
         points.append((look, x, y))
-    _point_labels(axes, points)
+    _point_labels(axes, points, taken, words)
     axes.set_xlabel("change of pass@1", color=role("muted"), fontsize=11)
     axes.set_ylabel(f"change of pass@{k}" if k else "change of pass@K", color=role("muted"), fontsize=11)
-    words = "; ".join(f"{p.title}: pass@1 {x:+.2f}, pass@K {y:+.2f}" for p, x, y in points)
-    return render(figure, name, title=f"Where each arm lands: {title}", description=words)
+    said = "; ".join(f"{p.title}: pass@1 {x:+.2f}, pass@K {y:+.2f}" for p, x, y in points)
+    return render(figure, name, title=f"Where each arm lands: {title}", description=said)
 
 
 def plane(points, looks, *, name, title, y_label) -> str:
     """pass@1 against a measure of diversity; points are (arm, x, y), rays start at the base."""
     figure, axes = canvas(*SIZE, left=52, right=16, top=32, bottom=42)
-    heading(figure, title, limit=64)
+    heading(figure, title)
     axes.grid(axis="x", color=role("grid"), linewidth=0.8)
     kept = [(looks[arm], x, y) for arm, x, y in points if x is not None and y is not None]
     axes.set_xlim(-0.03, 1.03)
@@ -73,7 +79,7 @@ def plane(points, looks, *, name, title, y_label) -> str:
                 color=look.colour,
                 linewidth=0.8,
                 alpha=0.5,
-                gid=f"arm-{look.index}",
+                gid=look.gid,
             )
         _mark(axes, look, x, y, size=7)
     _point_labels(axes, kept)
@@ -96,17 +102,18 @@ def _mark(axes, look, x, y, *, size, alpha=1.0):
         markeredgecolor=look.colour,
         markeredgewidth=1.4,
         markerfacecolor=role("paper") if hollow else look.colour,
-        gid=f"arm-{look.index}",
+        gid=look.gid,
     )
 
 
-def _cross(axes, look, row, x, y):
+def _cross(row, x, y) -> list:
+    """The two intervals of a verdict row through its point, as (xs, ys)."""
+    lines = []
     for keys, horizontal in ((("delta_1_lo", "delta_1_hi"), True), (("delta_k_lo", "delta_k_hi"), False)):
         low, high = (row.get(key) for key in keys)
-        if low is None or high is None:
-            continue
-        xs, ys = ([low, high], [y, y]) if horizontal else ([x, x], [low, high])
-        axes.plot(xs, ys, color=look.colour, linewidth=1, alpha=0.8, gid=f"arm-{look.index}")
+        if low is not None and high is not None:
+            lines.append(([low, high], [y, y]) if horizontal else ([x, x], [low, high]))
+    return lines
 
 
 def _padded(values) -> tuple[float, float]:
@@ -117,37 +124,41 @@ def _padded(values) -> tuple[float, float]:
 
 # Where a label may stand, from its mark: (side, pixels up). Close by first, then further off with a leader.
 _PLACES = [(1, 0), (-1, 0), (0, 15), (0, -15), (1, 13), (1, -13), (-1, 13), (-1, -13)]
-_PLACES += [(side, up) for up in (27, -27, 40, -40, 53, -53) for side in (1, -1, 0)]
+_PLACES += [(side, up) for up in (27, -27, 40, -40, 53, -53, 66, -66, 79, -79) for side in (1, -1, 0)]
 
 
-def _point_labels(axes, points):
-    """Labels beside marks: the first place that covers no mark and no label already set."""
-    box = axes.get_window_extent()
+def _point_labels(axes, points, taken=(), words=()):
+    """Labels beside marks: the first place that covers no mark and no text. taken, words: boxes (left, bottom, right,
+    top in pixels) that hold lines and text already."""
+    box, labels = axes.get_window_extent(), [*words]
     marks = [tuple(axes.transData.transform((x, y))) for _, x, y in points]
-    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in marks]
+    taken = [*taken, *((px - 6, py - 6, px + 6, py + 6) for px, py in marks)]
     back = axes.transData.inverted()
     for (look, x, y), (px, py) in zip(points, marks, strict=True):
-        width = 6.4 * len(look.label)
+        width = room([look.label])
         options = []
         for order, (side, up) in enumerate(_PLACES):
             left = px - width / 2 if side == 0 else px + 9 if side > 0 else px - 9 - width
-            new = (left, py + up - 6, left + width, py + up + 6)
-            hits = sum(new[0] < t[2] and t[0] < new[2] and new[1] < t[3] and t[1] < new[3] for t in taken)
+            new = (left, py + up - 7, left + width, py + up + 7)
             outside = new[0] < box.x0 or new[2] > box.x1 + 8 or new[1] < box.y0 or new[3] > box.y1
-            options.append((hits + 3 * outside, order, new))
+            options.append((_hits(new, taken) + 3 * _hits(new, labels) + 4 * outside, order, new))
         _, order, best = min(options)
-        taken.append(best)
+        labels.append(best)
         side, up = _PLACES[order]
         if abs(up) > 20:
             end = back.transform((px + 9 * side, py + up - (6 if up > 0 else -6)))
-            axes.plot([x, end[0]], [y, end[1]], color=look.colour, linewidth=0.6, gid=f"arm-{look.index}")
-        place = back.transform((best[0], best[1] + 6))
+            axes.plot([x, end[0]], [y, end[1]], color=look.colour, linewidth=0.6, gid=look.gid)
+        place = back.transform((best[0], best[1] + 7))
         axes.text(
             *place,
             look.label,
             fontsize=11,
             color=look.colour,
             va="center",
-            gid=f"arm-{look.index}",
+            gid=look.gid,
             clip_on=False,
         )
+
+
+def _hits(new, boxes) -> int:
+    return sum(new[0] < b[2] and b[0] < new[2] and new[1] < b[3] and b[1] < new[3] for b in boxes)

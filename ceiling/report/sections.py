@@ -42,7 +42,7 @@ def headline(view: View) -> str:
     )
     parts += [
         grid(panels, caption, ["verdicts"], size="wide"),
-        details("Every verdict with its reason", _reasons(view)),
+        details("Every verdict with its reason", reasons(view)),
     ]
     parts.append(details("What the groups and the arms are", described(view)))
     return "".join(parts) + pending(view, "verdicts")
@@ -67,7 +67,8 @@ def curves(view: View) -> str:
         ]
         caption = f"{says}{dotted}" if large or not any(parts) else "The same, one panel per group."
         parts.append(grid(panels, caption, ["curves"], size="wide" if large else "narrow"))
-    return "".join(parts) + details("pass@k in numbers", _curve_table(view)) + pending(view, "curves")
+    listed = by_k("pass@k with intervals", view, rows)
+    return "".join(parts) + details("pass@k in numbers", listed) + pending(view, "curves")
 
 
 def pair(view: View) -> str:
@@ -240,7 +241,7 @@ def _pairs(view: View, rows, crossings) -> str:
     return grid(panels, " ".join(note for note in notes if note), ["curves", "differences"], size="wide")
 
 
-def _reasons(view: View) -> str:
+def reasons(view: View) -> str:
     rows = [
         [
             chip(view.looks[r["arm"]]),
@@ -271,21 +272,17 @@ def _reasons(view: View) -> str:
     return table("Verdicts", headers, rows, kind="long") if rows else ""
 
 
-def _curve_table(view: View) -> str:
-    ks = sorted({r["k"] for r in view.rows("curves")})
-    cells = {(r["group"], r["arm"], r["k"]): r for r in view.rows("curves")}
+def by_k(caption: str, view: View, given, *, sign: bool = False) -> str:
+    """Rows {arm, group, k, mean, lo, hi} as a table with a column for every k; empty where there are none."""
+    ks, cells = sorted({r["k"] for r in given}), {(r["group"], r["arm"], r["k"]): r for r in given}
     rows = []
     for group in view.every.values():
         for look in view.looks.values():
             found = [cells.get((group.name, look.name, k)) for k in ks]
             if any(found):
-                shown = [estimate(r["mean"], r.get("lo"), r.get("hi")) if r else None for r in found]
+                shown = [estimate(r["mean"], r.get("lo"), r.get("hi"), sign=sign) if r else None for r in found]
                 rows.append([group.heading, chip(look), *shown])
-    return (
-        table("pass@k with intervals", ["group", "arm", *[f"@{k}" for k in ks]], rows, kind="long")
-        if rows
-        else ""
-    )
+    return table(caption, ["group", "arm", *[f"@{k}" for k in ks]], rows, kind="long") if rows else ""
 
 
 def _crossing_table(view: View, crossings) -> str:

@@ -9,6 +9,7 @@ decides light or dark, and an arm has one colour in every figure. Sizes are CSS 
     svg = render(fig, "demo", title="A line", description="It rises from 0 to 1.")
 """
 
+import hashlib
 import io
 import re
 from html import escape
@@ -34,16 +35,16 @@ ROLES = {
     "phase-4": ("#01020e", "var(--phase-4, #c9bfe0)"),
 }
 
-# (light, dark) pairs after Okabe and Ito, darkened for lines on white and lightened for lines on black.
+# (light, dark) pairs after Okabe and Ito. Text is set in them: each has a contrast of 4.5 or more on its paper.
 ARM_COLOURS = (
     ("#0b62b5", "#5aa9f0"),
-    ("#d1500a", "#ff8f52"),
+    ("#c24a08", "#ff8f52"),
     ("#00805f", "#2fc79b"),
     ("#a8428f", "#e88fce"),
-    ("#b07a00", "#f0b93a"),
-    ("#2a93b8", "#74d4f2"),
+    ("#946200", "#f0b93a"),
+    ("#1d7a9c", "#74d4f2"),
     ("#7a3b2e", "#cf9c8d"),
-    ("#74720a", "#cfcb4b"),
+    ("#5d7012", "#cfcb4b"),
 )
 
 _RC = {
@@ -81,18 +82,19 @@ def canvas(width: float, height: float, *, left=38, right=10, top=26, bottom=32)
         spine.set_visible(side == "bottom")
         spine.set_color(role("muted"))
         spine.set_linewidth(0.8)
-    axes.tick_params(colors=role("muted"), labelcolor=role("muted"), labelsize=10, length=0, pad=4)
+    axes.tick_params(colors=role("muted"), labelcolor=role("muted"), labelsize=11, length=0, pad=4)
     axes.grid(axis="y", color=role("grid"), linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def heading(figure, text: str, *, limit: int) -> None:
-    """The visible title, at the left edge; cut at `limit` characters (the full one is in <title>)."""
+def heading(figure, text: str) -> None:
+    """The visible title, at the left edge; cut where the figure ends (the full one is in <title>)."""
+    width, height = (72 * size for size in figure.get_size_inches())
+    limit = int(width / 7.4)
     shown = text if len(text) <= limit else text[: limit - 1] + "…"
-    height = figure.get_figheight() * 72
     figure.text(
-        2 / (figure.get_figwidth() * 72),
+        2 / width,
         1 - 4 / height,
         shown,
         ha="left",
@@ -103,9 +105,16 @@ def heading(figure, text: str, *, limit: int) -> None:
     )
 
 
+def room(labels) -> float:
+    """Pixels that the longest of these labels may take at the size of tick labels, in a wide font."""
+    return 6.6 * max([len(label) for label in labels], default=0)
+
+
 def render(figure, name: str, *, title: str, description: str) -> str:
     """The figure as an accessible inline <svg>: same input, same bytes; ids unique to `name`."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "figure"
+    if re.search(r"[^\w -]", name, re.ASCII):  # names that differ in nothing else are two figures
+        slug += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     buffer = io.StringIO()
     none = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with rc_context({**_RC, "svg.hashsalt": name}):
@@ -119,7 +128,7 @@ def _inline(text: str, slug: str, title: str, description: str) -> str:
     viewbox = re.search(r'viewBox="([^"]+)"', body).group(1)
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r'<g id="arm-(\d+)">', r'<g class="series arm-\1">', body)
+    body = re.sub(r'<g id="arm-(\d+)(?:-(run-\d+))?">', _series, body)
     body = re.sub(r'<g id="[^"]*">', "<g>", body)  # figure_1, axes_1, ...: the same in every figure
     body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{slug}-", body)
     body = body.replace("xlink:href", "href")
@@ -133,6 +142,12 @@ def _inline(text: str, slug: str, title: str, description: str) -> str:
         f'<title id="{slug}-title">{escape(title)}</title><desc id="{slug}-desc">{escape(description)}</desc>'
     )
     return head + body + "</svg>"
+
+
+def _series(match) -> str:
+    """Marks of an arm as classes, by which the page hides them and brings them out; of one run of several, also its."""
+    arm, run = match.groups()
+    return f'<g class="series arm-{arm}{f" {run}" if run else ""}">'
 
 
 def _colours(body: str) -> str:

@@ -71,8 +71,15 @@ def flatten(value, prefix: str = "") -> list[tuple[str, object]]:
         items = [flatten(item, f"{prefix}.{i}") for i, item in enumerate(value)]
         return [pair for item in items for pair in item]
     if isinstance(value, list):
-        return [(prefix, ", ".join(str(item) for item in value) or "(empty)")]
+        return [(prefix, verbatim(value))]
     return [(prefix, value if isinstance(value, float | str) or value is None else str(value))]
+
+
+def verbatim(value) -> str | None:
+    """A leaf of a configuration as it is, not rounded: it is meant to be copied."""
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "(empty)"
+    return value if value is None else str(value)
 
 
 def badge(group) -> Raw:
@@ -104,7 +111,7 @@ def matrix(view: View) -> str:
         f'<tr class="{"control" if look.control else look.kind}"><th scope="row">{chip(look)}'
         + ("<small>control</small>" if look.control else "")
         + "</th>"
-        + "".join(_verdict(found.get((look.name, group.name)), group, view) for group in groups)
+        + "".join(_verdict(found.get((look.name, group.name)), group, look, view) for group in groups)
         + "</tr>"
         for look in arms
     )
@@ -132,11 +139,11 @@ def _group_head(group) -> str:
     return f'<th scope="col" class="{kind}"{title}>{escape(group.title)}{prior}{badge(group)}</th>'
 
 
-def _verdict(row, group, view: View) -> str:
+def _verdict(row, group, look, view: View) -> str:
     extra = " trap" if group.trap else " pooled" if group.aggregate else ""
     if row is None:
-        shown = ABSENT if view.complete else "…"
-        label = "no verdict" if view.complete else "not finished yet"
+        shown = ABSENT if view.done(look.name) else "…"
+        label = "no verdict" if view.done(look.name) else "not finished yet"
         return f'<td class="verdict missing{extra}" title="{label}">{shown}</td>'
     verdict = str(row.get("verdict") or "not resolved")
     kind, glyph = VERDICTS.get(verdict, VERDICTS["not resolved"])

@@ -28,8 +28,8 @@ TABLES = {
     "rlp": "seed arm metric value lo hi",
 }
 
-_MARKERS = "osDv^PX*"
-_DASHES = ((None), (5, 1.5), (2, 1.2), (6, 1.5, 1.5, 1.5))
+MARKERS = "osDv^PX*"
+DASHES = (None, (5, 1.5), (2, 1.2), (6, 1.5, 1.5, 1.5))
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Look:
     marker: str
     control: bool = False
     kind: str = "arm"  # or "base", "null", "source" (prior, teacher: they have a ledger, no verdict)
+    run: int | None = None  # which of several runs it belongs to, on a page that compares them
+
+    @property
+    def gid(self) -> str:
+        """The id of its marks in a figure; svg.py makes classes of it."""
+        return f"arm-{self.index}" if self.run is None else f"arm-{self.index}-run-{self.run}"
 
     @property
     def label(self) -> str:
@@ -107,6 +113,10 @@ class View:
     @property
     def complete(self) -> bool:
         return bool(self.meta.get("complete"))
+
+    def done(self, arm: str) -> bool:
+        """Whether nothing of an arm is still to come: on a page of several runs each arm says so of its own."""
+        return self.complete or bool(self.declared.get(arm, {}).get("complete"))
 
     @property
     def progress(self) -> str:
@@ -174,7 +184,7 @@ def _looks(results: dict, meta: dict, declared: dict) -> dict[str, Look]:
     for name in trained:
         arm, index = declared.get(name, {}), coloured.index(name)
         control = bool(arm.get("control"))
-        dash = _DASHES[(index // len(ARM_COLOURS) + control) % len(_DASHES)]
+        dash = DASHES[(index // len(ARM_COLOURS) + control) % len(DASHES)]
         looks[name] = Look(
             name,
             str(arm.get("title") or name),
@@ -183,7 +193,7 @@ def _looks(results: dict, meta: dict, declared: dict) -> dict[str, Look]:
             f"var(--arm-{index})",
             dash,
             1.1 if control else 2.0,
-            _MARKERS[index % len(_MARKERS)],
+            MARKERS[index % len(MARKERS)],
             control,
             "source" if arm.get("source") else "arm",
         )
