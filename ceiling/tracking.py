@@ -180,14 +180,14 @@ def results(config: dict, tables: dict, workdir: pathlib.Path, log: Callable[[st
         by_k = {k: {f"pass_at_k/{row['group']}": row["mean"] for row in mine if row["k"] == k}
                 for k in sorted({row["k"] for row in mine})}  # fmt: skip
         settings = {"arm": arm, "n": tables["meta"]["n"], "seeds": tables["meta"]["seeds"], "verdicts": verdicts}
-        to = target(config["tracking"], workdir, f"results/{arm}", digest([settings, list(by_k.items())]), log)
+        to = target(config["tracking"], workdir, f"results/{arm}", digest(json.dumps([settings, by_k])), log)
         with Curves(to.lacking(), settings) as curves:
             for k, values in by_k.items():
                 curves.add(k, values, time.time())
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class TensorBoard:
