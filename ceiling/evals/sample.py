@@ -12,6 +12,7 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable
+from concurrent import futures
 
 import numpy as np
 
@@ -37,9 +38,9 @@ def evaluate(
 
     Noise depends on (seed, problem, sample) only: chunking and device count change nothing. Problems are worked
     on in chunks of about chunk_requests samples; store: a directory that gets each chunk as it is done, and from
-    which a call that was killed continues. report is called with (problems done, problems in all, tokens so
-    far). Work is charged to "evaluate". Raises RuntimeError if the verifier fails on more than
-    max_verifier_errors of a chunk.
+    which a call that was killed continues. A chunk is judged beside the drawing of the next. report is called with
+    (problems done, problems in all, tokens so far). Work is charged to "evaluate", with its seconds side by side.
+    Raises RuntimeError if the verifier fails on more than max_verifier_errors of a chunk.
     """
     problems = task.evaluation() if problems is None else problems
     if n < 1 or not problems:
@@ -47,42 +48,65 @@ def evaluate(
     if policy.decoding.rule == "cot" and not hasattr(task, "answer_span"):
         raise ValueError(f"evaluate: rule cot chooses by answers, and task {task.name} has no answer_span")
     chunk_requests = chunk_requests or max(1, min(16_384, CHUNK_TOKENS // task.max_response_tokens))
-    per_call, verify, parts, tokens_so_far = max(1, chunk_requests // n), Verifier(task), [], 0
+    per_call, verify, parts = max(1, chunk_requests // n), Verifier(task), []
     template = hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16]
     meta = {
         "task": task.name, "n": n, "seed": seed, "temperature": temperature, "top_p": top_p,
         "decoding": {**dataclasses.asdict(policy.decoding), "opening": list(policy.decoding.opening)},
         "prompts_sha256": template, "tokenizer_sha256": task.tokenizer.identity, **getattr(task, "provenance", {}),
     }  # fmt: skip
-    for start in range(0, len(problems), per_call):
-        here = problems[start : start + per_call]
-        path = store and pathlib.Path(store) / f"{start:06d}.parquet"
-        if path and hosts.led(path.exists):
-            part = Samples.load(path)
-        else:
-            sampling = dict(n=n, seed=seed, temperature=temperature, top_p=top_p, slots=slots)
-            part = _chunk(policy, verify, here, start, sampling, chunk_requests, meta)
-            check_errors(task, part.matrix("outcome").ravel(), max_verifier_errors)
-            if path and hosts.leader():
-                part.save(path)
+
+    def finish(done: int, path: pathlib.Path | None, judged: Callable[[], Samples]) -> None:
+        part = judged()
+        check_errors(task, part.matrix("outcome").ravel(), max_verifier_errors)
+        if path and hosts.leader() and not path.exists():
+            part.save(path)
         if ledger is not None:
             ledger.merge(accounts.Ledger.from_json(part.meta["ledger"]))
         parts.append(part)
-        tokens_so_far += int(part.lengths.sum())
         if report is not None:
-            report(start + len(here), len(problems), tokens_so_far)
+            report(done, len(problems), sum(int(part.lengths.sum()) for part in parts))
+
+    waiting = None
+    with futures.ThreadPoolExecutor(1) as beside:
+        try:
+            for start in range(0, len(problems), per_call):
+                here = problems[start : start + per_call]
+                path = store and pathlib.Path(store) / f"{start:06d}.parquet"
+                if path and hosts.led(path.exists):
+                    judged = functools.partial(Samples.load, path)
+                else:
+                    sampling = dict(n=n, seed=seed, temperature=temperature, top_p=top_p, slots=slots)
+                    out, own = _draw(policy, verify, here, sampling, chunk_requests)
+                    judged = functools.partial(_recorded, verify, here, start, out, own, meta)
+                    # While this chunk is judged the next is drawn; but not where judging has to wait its turn, with
+                    # other hosts or between steps of decoding.
+                    if hosts.alone() and policy.decoding.rule != "cot":
+                        judged = beside.submit(judged).result
+                waiting, done = (start + len(here), path, judged), waiting
+                if done:
+                    finish(*done)
+        finally:  # after an interruption too: what was drawn is not lost
+            if waiting:
+                finish(*waiting)
     return Samples.joined(parts, meta)
 
 
-def _chunk(policy, verify: Verifier, problems, start: int, sampling: dict, chunk_requests: int, meta: dict) -> Samples:
-    """Samples of a few problems, with what they cost in their meta."""
-    task, n, began = verify.task, sampling["n"], time.perf_counter()
-    prompts, recorder, ledger = [task.tokenizer.encode(p.prompt) for p in problems], Recorder(), accounts.Ledger()
+def _draw(policy, verify: Verifier, problems, sampling: dict, chunk_requests: int):
+    """Completions of a few problems, and a ledger with what they cost."""
+    task, ledger, began = verify.task, accounts.Ledger(), time.perf_counter()
     out = complete(
-        policy, prompts, max_new_tokens=task.max_response_tokens, problem_ids=[p.id for p in problems],
-        chunk_requests=chunk_requests, answers=_answers(verify, problems), ledger=ledger,
-        scene=scene_of(task, problems), **sampling,
+        policy, [task.tokenizer.encode(p.prompt) for p in problems], max_new_tokens=task.max_response_tokens,
+        problem_ids=[p.id for p in problems], chunk_requests=chunk_requests, answers=_answers(verify, problems),
+        ledger=ledger, scene=scene_of(task, problems), **sampling,
     )  # fmt: skip
+    ledger.charge("evaluate", "policy", seconds=time.perf_counter() - began)
+    return out, ledger
+
+
+def _recorded(verify: Verifier, problems, start: int, out, ledger: accounts.Ledger, meta: dict) -> Samples:
+    """Completions judged and as records, with what they cost in their meta."""
+    task, n, recorder, began = verify.task, out.lengths.shape[1], Recorder(), time.perf_counter()
     for i, (problem, verdicts) in enumerate(zip(problems, _judged(verify, problems, out), strict=True)):
         recorder.add(
             [out.response(i, j) for j in range(n)],

@@ -37,6 +37,11 @@ def leader() -> bool:
     return _group is None or _group.rank == 0
 
 
+def alone() -> bool:
+    """Whether this process need not keep step with any other."""
+    return _group is None
+
+
 def led(call: Callable[[], object]):
     """call() of the leader, as plain JSON values, in every process. All must come here, in the same order."""
     if _group is None:

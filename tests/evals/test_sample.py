@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import math
+import threading
 
 import jax
 import numpy as np
@@ -113,6 +114,34 @@ def test_r9_a_killed_evaluation_continues_where_it_stopped(drawn, policy, task, 
     assert len(calls) == 3 + 2, "two of four chunks were on disk"
     assert ledger.entries["evaluate", "policy"].sequences == 8 * N
     assert whole.meta == drawn[0].meta
+
+
+def test_a_chunk_is_judged_while_the_next_is_drawn_and_is_kept_if_that_is_cut(
+    drawn, policy, task, tmp_path, monkeypatch
+):
+    """The verdicts of the first chunk wait for the drawing of the second to begin, which then fails."""
+    drawing, complete, calls = threading.Event(), sample.complete, []
+
+    def cut(*args, **kwargs):
+        calls.append(kwargs["problem_ids"])
+        if len(calls) == 2:
+            drawing.set()
+            raise KeyboardInterrupt
+        return complete(*args, **kwargs)
+
+    def patient(verify, problems, out):
+        assert drawing.wait(60), "nothing is drawn beside it"
+        return judged(verify, problems, out)
+
+    judged = sample._judged
+    monkeypatch.setattr(sample, "complete", cut)
+    monkeypatch.setattr(sample, "_judged", patient)
+    arguments = dict(n=N, seed=5, chunk_requests=2 * N, store=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        sample.evaluate(policy, task, **arguments)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["000000.parquet"]
+    monkeypatch.setattr(sample, "complete", complete)
+    _same(drawn[0], sample.evaluate(policy, task, **arguments))
 
 
 def test_v6_a_verifier_that_fails_stops_the_evaluation(policy, task, monkeypatch):
