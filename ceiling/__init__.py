@@ -7,6 +7,7 @@ one evaluator, and verdicts with intervals.
     result = ceiling.run(config, "runs/mine")             # resumable; result.verdicts, .curves, .ledger
     samples = ceiling.evaluate(policy, task, n=64, seed=1)   # one record per sample
     table = ceiling.sweep(config, points, "runs/rates").table   # a run per point; resumable
+    ceiling.compare(["runs/a", "runs/b"]).write("runs/compare.html")   # runs side by side
 """
 
 import importlib
@@ -17,6 +18,7 @@ _WHERE = {
     "run": "ceiling.experiment", "defaults": "ceiling.schema", "arm": "ceiling.schema",
     "validate": "ceiling.schema", "evaluate": "ceiling.evals.sample", "Policy": "ceiling.model.policy",
     "ConfigError": "ceiling.config", "sweep": "ceiling.sweeps.run",
+    "compare": "ceiling.comparison",
 }  # fmt: skip
 _ROOMS = ("config", "data", "evals", "ledger", "model", "regimes", "report", "rollout", "tasks", "train")
 
