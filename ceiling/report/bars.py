@@ -54,7 +54,7 @@ def solvable(rows, looks, *, name, title) -> str:
 
 
 def budget(rows, looks, *, name, title, phases, target=None) -> str:
-    """FLOPs by phase, one bar per arm, averaged over seeds; the teacher's part is hatched."""
+    """FLOPs by phase, one bar per arm, averaged over seeds; what is not the student's is hatched."""
     totals, arms = _phase_means(rows), []
     present = {arm: None for arm, *_ in totals}
     figure, axes, arms = _rows_frame(present, looks, title, bottom=24)
@@ -79,7 +79,7 @@ def budget(rows, looks, *, name, title, phases, target=None) -> str:
             student = left if own else student
         longest = max(longest, left)
         words.append(
-            f"{look.title}: {scaled(student, 'FLOP')} student, {scaled(left - student, 'FLOP')} teacher"
+            f"{look.title}: {scaled(student, 'FLOP')} by the student, {scaled(left - student, 'FLOP')} beside it"
         )
     if target:
         axes.axvline(target, color=role("ink"), linewidth=1.2, linestyle=(0, (4, 2)))

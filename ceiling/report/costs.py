@@ -75,7 +75,7 @@ TERMS = (
     (
         "student and teacher FLOPs",
         "Arms stop at the same student-side FLOPs (sampling, scoring, training). What a "
-        "teacher spent is charged beside it, hatched.",
+        "teacher and the evaluation spent is charged beside it, hatched.",
     ),
 )
 
@@ -91,7 +91,7 @@ def spent(view: View, tables=()) -> str:
     ordered = sorted(rows, key=lambda row: not row.get("student"))
     phases = list(dict.fromkeys(row["phase"] for row in ordered))
     target = (view.results.get("budget") or {}).get("target_flops")
-    unit = (view.results.get("budget") or {}).get("unit")
+    axis = (view.results.get("budget") or {}).get("axis")
     own = {row["phase"] for row in rows if row.get("student")}
     keys = "".join(
         f'<span class="key"><i class="fill {bars.phase_role(i) if phase in own else "teacher"}"></i>'
@@ -104,7 +104,7 @@ def spent(view: View, tables=()) -> str:
         if rows
         else []
     )
-    matched = f" Arms are matched on {str(unit).replace('_', ' ')}." if unit else ""
+    matched = f" Arms are matched on {axis} FLOPs." if axis else ""
     caption = f"What each arm spent, by phase.{matched}" + (" The dashed line is the budget." if target else "")
     return (
         (f'<p class="keys">{keys}</p>' if rows else "")
@@ -260,7 +260,7 @@ def _ledger_table(view: View) -> str:
     headers = [
         "arm",
         "student",
-        "teacher",
+        "teacher, evaluation",
         "tokens",
         "sequences",
         "time",
@@ -285,7 +285,7 @@ def _phase_table(view: View, phases) -> str:
                 chip(view.looks[arm]),
                 phase,
                 model,
-                "student" if student else "teacher",
+                "student" if student else "not the student",
                 flops(spent[0]),
                 _count(spent[1]),
                 _count(spent[2]),

@@ -3,6 +3,8 @@
 The same contract as figures.py: rows or points of one panel in, an inline SVG string out.
 """
 
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 from ceiling.report.svg import canvas, heading, render, role, room
 
 SIZE = (372, 300)
@@ -13,7 +15,7 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
 
     `rows` are verdict rows of one group (marks with intervals), `faint` those of other groups (small dots).
     """
-    figure, axes = canvas(*SIZE, left=52, right=16, top=32, bottom=42)
+    figure, axes = canvas(*SIZE, left=58, right=14, top=32, bottom=42)
     heading(figure, title)
     axes.grid(axis="x", color=role("grid"), linewidth=0.8)
     xs, ys = [], []
@@ -55,6 +57,7 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
         _mark(axes, look, x, y, size=7)
         points.append((look, x, y))
     _point_labels(axes, points, taken, words)
+    _few_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel("change of pass@1", color=role("muted"), fontsize=11)
     axes.set_ylabel(f"change of pass@{k}" if k else "change of pass@K", color=role("muted"), fontsize=11)
     said = "; ".join(f"{p.title}: pass@1 {x:+.2f}, pass@K {y:+.2f}" for p, x, y in points)
@@ -63,7 +66,7 @@ def landing(rows, looks, *, name, title, faint=(), k=None) -> str:
 
 def plane(points, looks, *, name, title, y_label) -> str:
     """pass@1 against a measure of diversity; points are (arm, x, y), rays start at the base."""
-    figure, axes = canvas(*SIZE, left=52, right=16, top=32, bottom=42)
+    figure, axes = canvas(*SIZE, left=58, right=14, top=32, bottom=42)
     heading(figure, title)
     axes.grid(axis="x", color=role("grid"), linewidth=0.8)
     kept = [(looks[arm], x, y) for arm, x, y in points if x is not None and y is not None]
@@ -83,10 +86,18 @@ def plane(points, looks, *, name, title, y_label) -> str:
             )
         _mark(axes, look, x, y, size=7)
     _point_labels(axes, kept)
+    _few_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel("pass@1", color=role("muted"), fontsize=11)
     axes.set_ylabel(y_label, color=role("muted"), fontsize=11)
     words = "; ".join(f"{look.title}: pass@1 {x:.2f}, {y:.2f}" for look, x, y in kept)
     return render(figure, name, title=f"Accuracy and diversity: {title}", description=f"{y_label}. {words}")
+
+
+def _few_ticks(*sides) -> None:
+    """As many as have room, without zeros at their ends."""
+    for side in sides:
+        side.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 6):g}".replace("-", "−")))
 
 
 def _mark(axes, look, x, y, *, size, alpha=1.0):
@@ -118,7 +129,7 @@ def _cross(row, x, y) -> list:
 
 def _padded(values) -> tuple[float, float]:
     low, high = min([0, *values]), max([0, *values])
-    pad = 0.08 * (high - low) or 0.1
+    pad = 0.08 * (high - low) or 0.12
     return low - pad, high + pad
 
 

@@ -257,7 +257,7 @@ def _meta():
 
 def _rest(tables):
     return dict(
-        budget=dict(unit="student_flops", target_flops=5.2e11),
+        budget=dict(unit="FLOP", axis="student", target_flops=5.2e11),
         null=dict(
             false_expansion=[dict(group=g, k=256, rate=0.02, expected=0.02, cells=192) for g in GROUPS]
         ),

@@ -238,6 +238,14 @@ def test_names_are_escaped(tmp_path):
     assert "<script" not in page.read_text("utf-8")
 
 
+def test_groups_whose_names_differ_in_no_latin_letter_are_two_figures(tmp_path):
+    """Ids are made of names; a clip path of the same id would cut one figure by the other's frame."""
+    row, names = dict(arm="base", mean=0.5, lo=0.4, hi=0.6), ("α", "β", "a+b", "a-b")
+    curves = [row | dict(group=group, k=k) for group in names for k in (1, 2)]
+    parsed = parse(write(dict(meta=dict(complete=True, base="base"), curves=curves), tmp_path))
+    assert len(parsed.ids) == len(set(parsed.ids)) and parsed.tags.count("clippath") >= 4
+
+
 def test_numbers_carry_units():
     assert [flops(v) for v in (5.2e11, 1.1e12, 3e6, None)] == ["0.52 TFLOP", "1.1 TFLOP", "3 MFLOP", "–"]
     assert [signed(-0.1214), number(12288), number(0.00001), number(float("nan"))] == [
