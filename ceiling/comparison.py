@@ -51,7 +51,7 @@ class Comparison:
     verdicts, curves, ledger: every run's own rows (docs/reading.md), null arms aside.
     paired: arm, group, k, run, against, mean, lo, hi, seeds: pass@k of the arm in `run` minus that in `against`, the
     first run, over the training seeds both have; interval over seeds and problems.
-    notes: a line for everything that could not be paired.
+    notes: a line for everything that could not be paired. contents: the runs themselves.
     """
 
     runs: Table

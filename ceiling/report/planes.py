@@ -152,7 +152,7 @@ def _point_labels(axes, points, taken=(), words=()):
             left = px - width / 2 if side == 0 else px + 9 if side > 0 else px - 9 - width
             new = (left, py + up - 7, left + width, py + up + 7)
             outside = new[0] < box.x0 or new[2] > box.x1 + 8 or new[1] < box.y0 or new[3] > box.y1
-            options.append((_hits(new, taken) + 3 * _hits(new, labels) + 4 * outside, order, new))
+            options.append((_hits(new, taken) + 10 * _hits(new, labels) + 12 * outside, order, new))
         _, order, best = min(options)
         labels.append(best)
         side, up = _PLACES[order]
