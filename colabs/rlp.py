@@ -452,4 +452,5 @@ rows = summary.verdict_rows(full, "base", "base_redraw", shipped["verdict_k"], s
 table = pandas.DataFrame(rows)
 table = table[table["arm"].isin(titles) & table["group"].isin(["C", "R", "V"])]
 table.to_csv(OUT / "full_verdicts.csv", index=False)
-display(table[["arm", "group", "delta_1", "delta_1_lo", "delta_1_hi", "verdict"]].style.format(precision=2))
+shown = table[["arm", "group", "delta_1", "delta_1_lo", "delta_1_hi", "verdict"]]
+display(shown.style.format(precision=2).hide(axis="index"))
