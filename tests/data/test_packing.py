@@ -169,9 +169,9 @@ def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts,
 def test_a_shared_prompt_is_laid_down_once_a_row():
     examples = samples_of([5], [[2, 2, 2]])
     batch, live = micro_batches(examples, parts=3, rows=1, max_tokens=13)
-    assert live == 1 and (batch.segments_RW > 0).sum() == 4 + 3 * (1 + 2), "each has the last token to itself"
+    assert live == 1 and (batch.segments_RW > 0).sum() == 4 + 3 * (1 + 2), "the last token is each one's own"
     alone = [Example(e.tokens, e.mask, {**e.extra, "w": np.ones(len(e.tokens))}) for e in examples]
-    assert micro_batches(alone, parts=3, rows=1, max_tokens=13)[1] == 3, "tokens with values of their own are not shared"
+    assert micro_batches(alone, parts=3, rows=1, max_tokens=13)[1] == 3, "what has values of its own is not shared"
 
 
 def test_short_sequences_fill_few_micro_batches_and_long_ones_all():
