@@ -16,6 +16,8 @@ import difflib
 import hashlib
 import json
 import math
+import pathlib
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +47,7 @@ class Field:
         elif self.kind == "text":
             if not isinstance(value, str) or (self.choices and value not in self.choices):
                 allowed = " | ".join(self.choices) or "a string"
-                raise ConfigError(f"{path}={value!r} is not allowed; use {allowed}{_did_you_mean(value, self.choices)}")
+                raise ConfigError(f"{path}={value!r} is not allowed; use {allowed}{did_you_mean(value, self.choices)}")
         elif self.kind == "flag":
             if not isinstance(value, bool):
                 raise ConfigError(f"{path}={value!r} must be True or False")
@@ -113,7 +115,7 @@ class Section:
             out[name] = ordered(default) if isinstance(default, dict) else default
         for name, value in overrides.items():
             if name not in out:
-                raise ConfigError(f"unknown key {name!r}{_did_you_mean(name, self.entries)}")
+                raise ConfigError(f"unknown key {name!r}{did_you_mean(name, self.entries)}")
             out[name] = ordered(value) if isinstance(value, dict) else value
         return out
 
@@ -124,7 +126,7 @@ class Section:
             raise ConfigError(f"{path}={config!r} must be a section with the keys {', '.join(self.entries)}")
         for name in config:
             if name not in self.entries:
-                raise ConfigError(f"{path}.{name}: unknown key{_did_you_mean(name, self.entries)}")
+                raise ConfigError(f"{path}.{name}: unknown key{did_you_mean(name, self.entries)}")
         for name, entry in self.entries.items():
             if name not in config:
                 raise ConfigError(f"{path}.{name}: missing")
@@ -154,7 +156,24 @@ def digest(value) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _did_you_mean(name, known) -> str:
+def told(error: Exception, file) -> str:
+    """An error of a user's file as it ran, in one line, with the last line of the file that led to it. What this
+    project or the file itself refused speaks for itself; other errors go by their type."""
+    text = str(error) if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: {error}"
+    line = line_in(error, file)
+    at = f" (line {line})" if line and not isinstance(error, SyntaxError) else ""  # which says its line itself
+    return " ".join(text.split()) + at
+
+
+def line_in(error: Exception, file) -> int | None:
+    """The last line of a file that led to an error; None if it was raised elsewhere."""
+    file = pathlib.Path(file).resolve()
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if pathlib.Path(f.filename).resolve() == file]
+    return lines[-1] if lines else None
+
+
+def did_you_mean(name, known) -> str:
+    """What follows an unknown name: the nearest known one, else all of them."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
     return f" (did you mean {close[0]!r}?)" if close else (f"; known: {', '.join(known)}" if known else "")
 

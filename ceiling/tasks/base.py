@@ -20,7 +20,7 @@ import numpy as np
 
 import ceiling.tasks
 from ceiling import hosts
-from ceiling.config import ConfigError
+from ceiling.config import ConfigError, told
 
 
 class Outcome(enum.IntEnum):
@@ -229,8 +229,7 @@ def own_module(path: str, key: str, exports: tuple[str, ...]):
     try:
         found = _executed(file, file.read_bytes())
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{key}={path!r}: the file does not run ({reason})") from error
+        raise ConfigError(f"{key}={path!r}: the file does not run: {told(error, file)}") from error
     if missing := [name for name in exports if not hasattr(found, name)]:
         raise ConfigError(f"{key}={path!r}: the file does not define {' and '.join(missing)}")
     return found
