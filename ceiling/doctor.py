@@ -84,14 +84,21 @@ def versions(home: pathlib.Path) -> Iterator[Finding]:
 
 def extras(home: pathlib.Path) -> Iterator[Finding]:
     """Optional parts, there or not; one that is there but too old has failed."""
-    for name, least, extra in _requirements():
-        if extra in ("", "dev"):
-            continue
-        have, install = _version(PROVIDES.get(name, name)), f'pip install "ceiling[{extra}]"'
-        if have and name not in PROVIDES and _order(have) < _order(least):
-            yield Finding(False, f"extra {extra}: {name} {have} is too old", install)
+    asked = [row for row in _requirements() if row[2] not in ("", "dev")]
+    for extra in dict.fromkeys(extra for *_, extra in asked):
+        there, old, missing, install = [], [], [], f'pip install "ceiling[{extra}]"'
+        for name, least in [(name, least) for name, least, of in asked if of == extra]:
+            have = _version(PROVIDES.get(name, name))
+            (there if have else missing).append(f"{name} {have}" if have else name)
+            if have and name not in PROVIDES and _order(have) < _order(least):
+                old.append(f"{name} {have}")
+        if old:
+            yield Finding(False, f"extra {extra}: {', '.join(old)} is too old", install)
+        elif there:
+            lacks = f"; not installed: {', '.join(missing)} ({install})" if missing else ""
+            yield Finding(True, f"extra {extra}: {', '.join(there)}{lacks}")
         else:
-            yield Finding(True, f"extra {extra}: {have or 'not installed'}" + ("" if have else f" ({install})"))
+            yield Finding(True, f"extra {extra}: not installed ({install})")
 
 
 def devices(home: pathlib.Path) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 QUIET_S = 30.0  # plain mode: at most one progress line per stage in this time
+SHOWN = 0.1  # share of a call's stages that must be behind before the time left is told: the first ones are the priors
 
 
 class Progress:
@@ -17,7 +18,7 @@ class Progress:
     kept in workdir/log.txt. silent: nothing is printed or kept (another host reports)."""
 
     def __init__(self, stages: int, workdir: pathlib.Path, stream=None, silent: bool = False):
-        self.total, self.done, self.began = stages, 0, time.time()
+        self.total, self.done, self.skipped, self.began = stages, 0, 0, time.time()
         self.running: dict[str, dict] = {}
         self._printed: dict[str, float] = {}
         self._work = 0.0  # stages done in this call, for the estimate of the time left
@@ -49,7 +50,7 @@ class Progress:
 
     def skip(self, name: str) -> None:
         """A stage that an earlier call finished."""
-        self.done += 1
+        self.done, self.skipped = self.done + 1, self.skipped + 1
 
     def drop(self, name: str) -> None:
         """A stage that is not worth running."""
@@ -65,7 +66,8 @@ class Progress:
         self.running[name].update(event)
         if not self.live and time.time() - self._printed[name] > QUIET_S:
             self._printed[name] = time.time()
-            self.log(f"        {name}  {_describe(self.running[name])}  left {_clock(self._left())}")
+            left = "" if self._left() is None else f"  left {_clock(self._left())}"
+            self.log(f"        {name}  {_describe(self.running[name])}{left}")
 
     def finish(self, name: str) -> None:
         state = self.running.pop(name)
@@ -77,7 +79,7 @@ class Progress:
     def _left(self) -> float | None:
         """Seconds left, from the pace of this call; None until there is one."""
         work = self._work + sum(s["progress"] for s in self.running.values())
-        if work < 0.5:
+        if work < max(0.5, SHOWN * (self.total - self.skipped)):
             return None
         return (time.time() - self.began) / work * (self.total - self.done - (work - self._work))
 

@@ -280,6 +280,7 @@ def check_against_task(config: dict, task) -> None:
         task.tokenizer.encode("".join(config["sae"]["words"].split()))
     except ValueError as error:
         raise ConfigError(f"config.sae.words: {error}") from None
+    _check_pretraining(config, task)
     model = check_vocabulary(config, task)
     _check_teacher(config, task, model)
     if math.prod(config["mesh"].values()) > 1:
@@ -343,6 +344,22 @@ def _check_autoencoder(entry: dict, layers: int, asking: str) -> None:
         raise ConfigError(f"config.sae.k={entry['k']} is above config.sae.latents={entry['latents']}; lower it")
     if not entry["words"].split():
         raise ConfigError(f"config.sae.words is empty, and {asking}.vectors needs them to choose a feature; name some")
+
+
+def _check_pretraining(config: dict, task) -> None:
+    """The prior and the teacher have problems too, of which those that learn from a corpus read nothing."""
+    scratch = not config["model"]["path"]
+    taught_here = not config["teacher"]["path"] and any(taught(e) and not e["teacher"] for e in config["arms"].values())
+    for stage in ["prior"] * scratch + ["teacher"] * taught_here:
+        try:
+            if task.training(dict(config[stage]["mix"]), config[stage]["pool"]):
+                continue
+        except ValueError as error:
+            raise ConfigError(f"config.{stage}: {error}") from None
+        raise ConfigError(
+            f"config.{stage}.mix={dict(config[stage]['mix'])} gives no problems; give groups of the task and their "
+            f"shares, e.g. {{{next((g.name for g in task.groups), 'all')!r}: 1.0}}"
+        )
 
 
 def _check_teacher(config: dict, task, model: ModelConfig) -> None:

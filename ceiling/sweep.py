@@ -7,6 +7,7 @@ docs/sweeps.md.
 A command, not a module to import: `ceiling.sweep` in Python is the function of `ceiling/sweeps/run.py`.
 """
 
+import json
 import pathlib
 
 from absl import flags
@@ -38,17 +39,25 @@ def main() -> None:
                 print(f"failed: {name}: {why}")
             raise RuntimeError(f"{len(result.failed)} of {len(wanted)} points failed: {', '.join(result.failed)}")
         return
-    ready = points.prepare(_CONFIG.value, wanted)
-    table.check_axes(ready, _X.value, _Y.value)
+    ready, (x, y) = points.prepare(_CONFIG.value, wanted), _axes(workdir)
+    table.check_axes(ready, x, y)
     workdir.mkdir(parents=True, exist_ok=True)
     if _SLURM.value:
         with experiment.locked(workdir):
-            run.write_down(ready, workdir, _AT_ONCE.value, _X.value, _Y.value)
+            run.write_down(ready, workdir, _AT_ONCE.value, x, y)
             for name, job in slurm.submit(ready, workdir, _AT_ONCE.value, _options()).items():
                 print(f"submitted {name}: job {job}")
     for point in ready:
         print(f"{point.name:20s} {run.state(point, workdir):16s} {_shown(point.overrides)}")
-    table.write(ready, workdir, _X.value, _Y.value)
+    table.write(ready, workdir, x, y)
+
+
+def _axes(workdir: pathlib.Path) -> tuple[str, str]:
+    """x and y of the figure: those given, or those that the sweep in this folder was run with."""
+    file = workdir / "sweep.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    given = {name: flags.FLAGS[name].value for name in ("x", "y") if flags.FLAGS[name].present}
+    return given.get("x", kept.get("x", _X.value)), given.get("y", kept.get("y", _Y.value))
 
 
 def _options() -> dict:

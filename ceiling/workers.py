@@ -65,13 +65,14 @@ def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None
     if hosts.leader():
         _clear(temporary)
     needs = {name: pathlib.Path(path) for name, path in job["needs"].items()}
-    last = 0.0
+    last, held = 0.0, {}
 
     def thinned(event: dict) -> None:
         nonlocal last
+        held.update(event)
         if time.monotonic() - last > REPORT_EVERY_S:
             last = time.monotonic()
-            report(event)
+            report(held)
 
     said = lambda line: log(f"{job['name']}: {line}")  # noqa: E731
     track = None
@@ -81,6 +82,7 @@ def perform(job: dict, report: Callable[[dict], None], log: Callable[[str], None
     stages.STAGES[job["kind"]](
         stages.Context(job["settings"], job["how"], out.name, needs, temporary, thinned, said, track)
     )
+    report({**held, "progress": 1.0})  # where the stage ended, whatever was thinned
     record = {key: job[key] for key in ("name", "settings", "how")} | {"seconds": time.perf_counter() - began}
 
     def complete() -> None:

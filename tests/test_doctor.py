@@ -58,8 +58,12 @@ def test_extras_may_be_missing_but_not_old(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_version", have.get)
     lines = [str(f) for f in doctor.extras(tmp_path)]
     assert 'ok      extra verify: not installed (pip install "ceiling[verify]")' in lines
-    assert "ok      extra tasks: 0.1.25" in lines and "ok      extra tpu: 0.0.20" in lines
+    assert "ok      extra tasks: reasoning-gym 0.1.25" in lines and "ok      extra tpu: jax[tpu] 0.0.20" in lines
     assert any(line.startswith("ok      extra gpu: not installed") for line in lines), "jax itself is no GPU plugin"
+    assert len({line.split(":")[0] for line in lines}) == len(lines), "one line for every extra"
+    have["furo"] = "2026.1"
+    some = "docs: furo 2026.1; not installed: sphinx, myst-parser (pip"
+    assert any(some in str(finding) for finding in doctor.extras(tmp_path))
     have["reasoning-gym"] = "0.1.2"
     one(doctor.extras(tmp_path), False, "reasoning-gym 0.1.2 is too old", 'pip install "ceiling[tasks]"')
 

@@ -183,7 +183,8 @@ def _decide(delta_1: Interval, delta_k: Interval, resolution: float, margin: flo
 
 
 def _show(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.lo:+.3f}, {interval.hi:+.3f}]"
+    mean, lo, hi = (round(value, 3) + 0.0 for value in (interval.mean, interval.lo, interval.hi))  # no "-0.000"
+    return f"{mean:+.3f} [{lo:+.3f}, {hi:+.3f}]"
 
 
 def _same_draw(base_SP, null_SP, n: int) -> bool:

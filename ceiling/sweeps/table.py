@@ -33,7 +33,7 @@ def finished(point: Point, workdir: pathlib.Path) -> bool:
 
 
 def rows_of(point: Point, content: dict) -> list[dict]:
-    """A row per arm and group: COLUMNS, then the point's overrides by their keys, sections aside."""
+    """A row per arm and group: COLUMNS, then the point's overrides by their keys, sections and empty texts aside."""
     meta, rows = content["meta"], []
     verdicts = {(row["arm"], row["group"]): row["verdict"] for row in content["verdicts"]}
     at = {(row["arm"], row["group"], row["k"]): row for row in content["curves"]}
@@ -47,7 +47,8 @@ def rows_of(point: Point, content: dict) -> list[dict]:
             row |= {column: curve.get("mean"), f"{column}_lo": curve.get("lo"), f"{column}_hi": curve.get("hi")}
         row |= {"k": k, "verdict": verdicts.get((arm, group)), "student_flops": _student_flops(content, arm),
                 "seeds": at[arm, group, k]["seeds"] if (arm, group, k) in at else None}  # fmt: skip
-        rows.append(row | {key: value for key, value in point.overrides.items() if not isinstance(value, (dict, list))})
+        rows.append(row | {key: value for key, value in point.overrides.items()
+                           if value != "" and not isinstance(value, (dict, list))})  # fmt: skip
     return rows
 
 
@@ -60,13 +61,14 @@ def _student_flops(content: dict, arm: str) -> float:
 def default_axis(points: list[Point]) -> str:
     """The key that is swept, if it is a number's; where several are and differ in one place, that place is `*`:
     arms.*.lr."""
-    keys = [key.split(".") for key in dict.fromkeys(key for point in points for key in point.overrides)] or [[FLOPS]]
-    axis = keys[0]
+    swept = dict.fromkeys(key for point in points for key in point.overrides)
+    keys = [key.split(".") for key in swept if any(_has_number(point.config, key.split(".")) for point in points)]
+    axis = keys[0] if keys else [FLOPS]
     if len({len(key) for key in keys}) == 1:
         differ = [len(set(parts)) > 1 for parts in zip(*keys, strict=True)]
         if sum(differ) == 1:
             axis = ["*" if many else part for many, part in zip(differ, axis, strict=True)]
-    return ".".join(axis) if any(_has_number(point.config, axis) for point in points) else FLOPS
+    return ".".join(axis)
 
 
 def value_at(config: dict, key: str, *, arm: str = "", group: str = "") -> float | None:

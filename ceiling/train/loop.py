@@ -42,7 +42,7 @@ CONFIG = optim.CONFIG | Section(
     epochs=number(1, whole=True, low=1, doc="passes over one rollout"),
     microbatches=number(1, whole=True, low=1, doc="gradient accumulation; does not change the result"),
     pool=number(2048, whole=True, low=1, doc="training problems"),
-    mix=table({}, low=0, doc="share of training problems by group; empty: config.train.mix"),
+    mix=table({}, low=0, doc="share of training problems by group; an arm without one has config.train.mix"),
     max_skipped=number(20, whole=True, low=0, doc="non-finite updates, in all, that the arm survives; none is applied"),
     max_verifier_errors=number(0.05, low=0, high=1, doc="share of verifier errors that stops the arm"),
     slots=number(512, whole=True, low=1, doc="sequences decoded at once; their cache is what sampling keeps in memory"),

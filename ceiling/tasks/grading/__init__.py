@@ -166,7 +166,7 @@ def _key(gold: str, kind: str):
         raise ValueError(f"gold answer {gold!r:.80} is empty, too long or has illegible characters; fix or drop it")
     key = numeric.read(gold) if kind == "number" else structure.tree(numeric.tidy(gold))
     if kind == "number" and key is None:
-        raise ValueError(f"gold answer {gold!r} is not a number; fix it or use kind 'math'")
+        raise ValueError(f"gold answer {gold!r} is not a number; fix it, or use config.task.grader=math")
     if kind == "math" and not all(expressions.readable(leaf) for leaf in structure.leaves(key)):
         raise ValueError(f"gold answer {gold!r} cannot be read as mathematics or words; fix or drop it")
     return key

@@ -81,6 +81,7 @@ def _asks_more(gold: str, answer: str) -> bool:
 
 
 def _symbolic(gold: str, answer: str) -> Outcome:
+    engine = _engine()
     import sympy
 
     target, value = _parse(gold), _parse(answer)
@@ -93,7 +94,7 @@ def _symbolic(gold: str, answer: str) -> Outcome:
     units = {letter: sympy.I for letter in target.free_symbols | value.free_symbols if str(letter) == "i"}
     if units:
         target, value = target.xreplace(units), value.xreplace(units)
-    return Outcome(int(_engine().verify([target], [value], timeout_seconds=None, raise_on_error=True)))
+    return Outcome(int(engine.verify([target], [value], timeout_seconds=None, raise_on_error=True)))
 
 
 @functools.lru_cache(maxsize=256)
