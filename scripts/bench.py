@@ -1,6 +1,7 @@
 """Speed of this project on this machine: training, rollouts, GRPO steps, start-up, evaluation.
 
-    python scripts/bench.py [--sizes tiny,small] [--works sft,rollout_even,...] [--repeats 5] [--json] [--profile DIR]
+    python scripts/bench.py [--sizes tiny,small] [--works sft,rollout_even,...] [--repeats 5] [--devices 1] [--json]
+                            [--profile DIR]
 
 The work is that of benchmarks/work.py; steps are steps of the real loop, host work included. A row is a median over
 repeats after two steps that are not counted, and its share of the matrix-product rate that this machine reaches in the
@@ -26,13 +27,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import work  # noqa: E402
 
-MICRO_TOKENS = 512  # of a micro-batch on a CPU: its activations stay in the cache
+MICRO_TOKENS = 512  # of a micro-batch on each device: on a CPU its activations stay in the cache
 EVALUATED, SAMPLES = 4096, (16, 64, 256, 1024)  # samples in all, and samples per problem
 WORKS = {**work.WORKS, "evaluation": "evaluation"}
 
 _SIZES = flags.DEFINE_list("sizes", list(work.SIZES), "Which of: " + ", ".join(work.SIZES))
 _WORKS = flags.DEFINE_list("works", list(WORKS), "Which of: " + ", ".join(WORKS))
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Counted repeats of each measurement", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share the batch; a CPU is cut into so many", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line instead of the table")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder that gets a trace of one more repeat of each work")
 _FIRST = flags.DEFINE_enum("first_step", None, ["sft", "grpo"], "Do one step and exit (how starts are timed)")
@@ -105,7 +107,7 @@ class Bench:
 
         self.size, self.rows = size, work.ROWS[size]
         self.config = ModelConfig(**work.SIZES[size], qk_norm="head", scan_layers=False)
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(data=_DEVICES.value)
         self.params = place(init(self.config, jax.random.key(0)), self.config, self.mesh)
         self.policy = Policy(self.params, self.config, stop_ids=())
 
@@ -128,7 +130,8 @@ class Bench:
         tokens = prompts * samples * (work.PROMPT_TOKENS + work.NEW_TOKENS)
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
-            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // MICRO_TOKENS), schedule="constant",
+            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * _DEVICES.value)),
+            schedule="constant",
         )  # fmt: skip
         generate = loop.generate
         loop.generate = functools.partial(generate, limits=self.limits(uneven))
@@ -192,7 +195,7 @@ class Bench:
 def start_seconds(size: str, regime: str, cache: str) -> float:
     """Seconds from starting a fresh process to the end of its first step, with programs kept in `cache`."""
     began = time.perf_counter()
-    command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}"]
+    command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}", f"--devices={_DEVICES.value}"]
     subprocess.run(command, check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache})
     return time.perf_counter() - began
 
@@ -242,11 +245,12 @@ def main(_) -> None:
     for given, known, flag in ((_SIZES.value, work.SIZES, "sizes"), (_WORKS.value, WORKS, "works")):
         if unknown := [name for name in given if name not in known]:
             raise app.UsageError(f"--{flag}: {unknown[0]!r} is not known; use some of {', '.join(known)}")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
     if _FIRST.value:
         Bench(_SIZES.value[0]).steps(_FIRST.value, -1, False)
         return
-    import jax
-
     rate = matrix_rate(_REPEATS.value)
     if _JSON.value:
         versions = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
