@@ -6,7 +6,7 @@
 Peers run in environments of their own under --envs, which --install makes. Sides take turns, round by round, each on
 the first --threads cores, so that a slow minute of the machine hits them all; a number is the median of repeats x
 rounds. Writes OUT/table.md and OUT/results.json after every row. Ours is scripts/bench.py, which also measures the
-matrix product that the limit stands for and prices the work by the ledger.
+matrix product and the memory that the limit stands for and prices the work by the ledger.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for size in sizes:
             for name in works:
-                row = {"size": size, "work": name, "flops": 0.0, "matrix_rates": [], "sides": {}}
+                row = {"size": size, "work": name, "matrix_rates": [], "memory_rates": [], "sides": {}}
                 rows.append(row)
                 job = {"work": name, "size": size, "threads": args.threads}
                 job["repeats"] = 1 if name.startswith("start_") else args.repeats

@@ -1,6 +1,7 @@
 """Measurements of several sides made into one table.
 
-A row is {"size", "work", "flops", "matrix_rates": [FLOP/s], "sides": {name: side}}, a side {"seconds": [...],
+A row is {"size", "work", "flops", "bytes", "matrix_rates": [FLOP/s], "memory_rates": [bytes/s], "sides": {name: side}},
+a side {"seconds": [...],
 "versions": {...}} or {"error": "..."}; one that does not do the work is absent. Our starts also have "warm_seconds",
 of a start that finds its programs compiled.
 """
@@ -24,10 +25,13 @@ def ratio(row: dict, peer: str) -> float | None:
 
 
 def share(row: dict) -> float | None:
-    """Our FLOP/s over those of the matrix product that the same processes measured; None where ours failed and for
-    starts, which are not about arithmetic."""
+    """The least time that the arithmetic or the weights' way from memory takes, whichever is more, over ours, at the
+    rates that the same processes measured; None where ours failed and for starts, which are about neither."""
     ours = None if row["work"].startswith("start_") else median(row["sides"].get(OURS))
-    return row["flops"] / ours / statistics.median(row["matrix_rates"]) if ours else None
+    if not ours:
+        return None
+    arithmetic, memory = (statistics.median(row[rates]) for rates in ("matrix_rates", "memory_rates"))
+    return max(row["flops"] / arithmetic, row["bytes"] / memory) / ours
 
 
 def add(row: dict, side: str, answer: dict) -> None:
@@ -41,8 +45,9 @@ def add(row: dict, side: str, answer: dict) -> None:
     if "warm_seconds" in answer:
         entry.setdefault("warm_seconds", []).extend(answer["warm_seconds"])
     if side == OURS:
-        row["flops"] = answer["flops"]
+        row |= {key: answer[key] for key in ("flops", "bytes")}
         row["matrix_rates"].append(answer["matrix_rate"])
+        row["memory_rates"].append(answer["memory_rate"])
 
 
 def markdown(rows: list[dict], peers: dict[str, str]) -> str:
@@ -62,8 +67,9 @@ def markdown(rows: list[dict], peers: dict[str, str]) -> str:
 
 
 def _circumstances(rows: list[dict]) -> str:
-    rates = [rate / 1e9 for row in rows for rate in row["matrix_rates"]]
-    limit = f"Matrix product: {min(rates):.0f} to {max(rates):.0f} GFLOP/s. " if rates else ""
+    arithmetic, memory = ([rate / 1e9 for row in rows for rate in row[key]] for key in ("matrix_rates", "memory_rates"))
+    limit = (f"Matrix product: {min(arithmetic):.0f} to {max(arithmetic):.0f} GFLOP/s, memory: {min(memory):.0f} to "
+             f"{max(memory):.0f} GB/s. " if arithmetic else "")  # fmt: skip
     versions = [side["versions"].items() for row in rows for side in row["sides"].values() if "versions" in side]
     sets = dict.fromkeys(", ".join(f"{name} {version}" for name, version in items) for items in versions)
     return limit + ("; ".join(sets) + ".\n" if sets else "\n")

@@ -4,8 +4,9 @@
                             [--profile DIR]
 
 The work is that of benchmarks/work.py; steps are steps of the real loop, host work included. A row is a median over
-repeats after two steps that are not counted, and its share of the matrix-product rate that this machine reaches in the
-same process. FLOPs are the ledger's closed forms (useful work, no padding). benchmarks/run.py sets the peers beside it.
+repeats after two steps that are not counted, and its share of the limit: the matrix-product rate that this machine
+reaches in the same process, or its memory's, whichever binds. FLOPs are the ledger's closed forms (useful work, no
+padding). benchmarks/run.py sets the peers beside it.
 """
 
 import functools
@@ -60,6 +61,16 @@ def matrix_rate(repeats: int) -> float:
     a = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     return 2 * 2048**3 / statistics.median(seconds_of(lambda: product(a), max(repeats, 5)))
+
+
+def memory_rate(repeats: int) -> float:
+    """Bytes/s of a sum over a quarter of a gigabyte: the limit of what reads every weight for a few tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((1 << 26,), jnp.float32)
+    total = jax.jit(jnp.sum)
+    return a.nbytes / statistics.median(seconds_of(lambda: total(a), max(repeats, 5)))
 
 
 class Words:
@@ -185,6 +196,13 @@ class Bench:
             return sampling
         return sampling + ledger.train_flops(self.config, [prompt + int(n) for n in limits.ravel()])
 
+    def bytes(self, name: str) -> float:
+        """What a repeat must read at least where few tokens share it: a rollout all weights for every position."""
+        import jax
+
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        return weights * float(self.limits(name.endswith("uneven")).max()) if name.startswith("rollout") else 0.0
+
     def measure(self, name: str, repeats: int) -> list[float]:
         uneven = name.endswith(("uneven", "packed"))
         if name.startswith("rollout"):
@@ -204,7 +222,7 @@ def rows(size: str, names: list[str], repeats: int) -> Iterator[dict]:
     """One row per measurement, as soon as it is there."""
     bench = Bench(size)
     for name in names:
-        row = {"work": name, "size": size, "flops": bench.flops(name)}
+        row = {"work": name, "size": size, "flops": bench.flops(name), "bytes": bench.bytes(name)}
         if name.startswith("start"):
             regime = name.split("_")[1]
             colds = []
@@ -228,7 +246,7 @@ def rows(size: str, names: list[str], repeats: int) -> Iterator[dict]:
                     bench.measure(name, 1)
 
 
-def line(row: dict, rate: float) -> str:
+def line(row: dict, matrix: float, memory: float) -> str:
     seconds = statistics.median(row["seconds"])
     name, more = f"{WORKS[row['work']]}, {row['size']}", ""
     if "warm_seconds" in row:
@@ -236,7 +254,7 @@ def line(row: dict, rate: float) -> str:
     elif "samples" in row:
         name += f", n = {row['samples_per_problem']}"
         more = f"{seconds / row['samples'] * 1e3:.3f} ms a sample, peak {row['peak_bytes'] / 1e9:.2f} GB"
-    share = f"{row['flops'] / seconds / rate:8.1%}" if row["flops"] else " " * 8
+    share = f"{max(row['flops'] / matrix, row['bytes'] / memory) / seconds:8.1%}" if row["flops"] else " " * 8
     return f"{name:36s} {seconds:9.3f} s {share}  {more}"
 
 
@@ -251,16 +269,17 @@ def main(_) -> None:
     if _FIRST.value:
         Bench(_SIZES.value[0]).steps(_FIRST.value, -1, False)
         return
-    rate = matrix_rate(_REPEATS.value)
+    matrix, memory = matrix_rate(_REPEATS.value), memory_rate(_REPEATS.value)
     if _JSON.value:
         versions = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-        print(json.dumps({"matrix_rate": rate, "versions": versions}), flush=True)
+        print(json.dumps({"matrix_rate": matrix, "memory_rate": memory, "versions": versions}), flush=True)
     else:
-        print(f"device: {jax.devices()[0].device_kind}; matrix product 2048^3 float32: {rate / 1e9:.1f} GFLOP/s")
-        print(f"{'work':36s} {'seconds':>9s}   share of the matrix rate")
+        print(f"device: {jax.devices()[0].device_kind}; matrix product 2048^3 float32: {matrix / 1e9:.1f} GFLOP/s; "
+              f"memory: {memory / 1e9:.1f} GB/s")  # fmt: skip
+        print(f"{'work':36s} {'seconds':>9s}   share of the limit")
     for size in _SIZES.value:
         for row in rows(size, _WORKS.value, _REPEATS.value):
-            print(json.dumps(row) if _JSON.value else line(row, rate), flush=True)
+            print(json.dumps(row) if _JSON.value else line(row, matrix, memory), flush=True)
 
 
 if __name__ == "__main__":

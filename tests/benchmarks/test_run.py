@@ -34,29 +34,33 @@ def test_sequences_are_a_prompt_and_a_completion_of_words_that_end_nothing(size)
     assert work.text(rows[0][:2]) == f"{rows[0][0]} {rows[0][1]}"
 
 
+WORK = {"flops": 30e9, "bytes": 1e9, "matrix_rate": 100e9, "memory_rate": 10e9}  # .3 s of products, .1 s of reading
+
+
 def row_of(**sides) -> dict:
-    row = {"size": "tiny", "work": "sft", "flops": 0.0, "matrix_rates": [], "sides": {}}
+    row = {"size": "tiny", "work": "sft", "matrix_rates": [], "memory_rates": [], "sides": {}}
     for name, seconds in sides.items():
-        answer = {"seconds": seconds, "versions": {name: "1.0"}, "flops": 30e9, "matrix_rate": 100e9}
+        answer = {"seconds": seconds, "versions": {name: "1.0"}, **WORK}
         table.add(row, name, answer)
     return row
 
 
 def test_ratio_and_share_are_of_medians_over_all_rounds():
     row = row_of(ceiling=[0.5, 9.0], trl=[1.8, 1.2, 7.0])
-    table.add(row, "ceiling", {"seconds": [0.6], "versions": {}, "flops": 30e9, "matrix_rate": 50e9})
+    table.add(row, "ceiling", {"seconds": [0.6], "versions": {}, **WORK, "matrix_rate": 50e9})
     assert table.median(row["sides"]["ceiling"]) == 0.6
     assert table.ratio(row, "trl") == pytest.approx(3.0)  # 1.8 / 0.6
     assert table.share(row) == pytest.approx(2 / 3)  # 30 / 0.6 of the median of 100 and 50
+    assert table.share(row | {"bytes": 5e9}) == pytest.approx(5 / 6)  # .5 s of reading binds
     lines = table.markdown([row], {"trl": "TRL", "tunix": "Tunix"}).splitlines()
     assert lines[0] == "| work | ceiling | share of the limit | TRL | Tunix |"
     assert lines[2] == "| SFT step, tiny | 0.6 s | 67% | 1.8 s (3.00x) |  |"
-    assert lines[4] == "Matrix product: 50 to 100 GFLOP/s. ceiling 1.0; trl 1.0."
+    assert lines[4] == "Matrix product: 50 to 100 GFLOP/s, memory: 10 to 10 GB/s. ceiling 1.0; trl 1.0."
 
 
 def test_a_start_shows_its_warm_seconds_and_no_share_of_arithmetic():
     row = row_of(trl=[8.0]) | {"work": "start_grpo"}
-    answer = {"seconds": [10.0], "warm_seconds": [4.0], "versions": {}, "flops": 1e9, "matrix_rate": 1e11}
+    answer = {"seconds": [10.0], "warm_seconds": [4.0], "versions": {}, **WORK}
     table.add(row, "ceiling", answer)
     table.add(row, "ceiling", answer | {"warm_seconds": [5.0]})
     line = "| start to first GRPO step, tiny | 10 s (warm 4.5 s) |  | 8 s (0.80x) |"
@@ -97,7 +101,7 @@ class FakeOurs:
         pass
 
     def measure(self, job):
-        return {"seconds": [0.5] * job["repeats"], "versions": {}, "flops": 30e9, "matrix_rate": 100e9}
+        return {"seconds": [0.5] * job["repeats"], "versions": {}, **WORK}
 
     def close(self):
         pass
