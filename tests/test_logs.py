@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ceiling import logs
+from ceiling import logs, stages, workers
 from ceiling.logs import Progress
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")  # everything but the newline
@@ -70,6 +70,33 @@ def test_o2_plain_progress_is_thinned(tmp_path, monkeypatch):
     lines = stream.getvalue().splitlines()
     assert 2 + 600 / logs.QUIET_S - 2 <= len(lines) <= 2 + 600 / logs.QUIET_S
     assert "done    a  600 s" in lines[-1]
+
+
+def test_no_time_left_is_told_of_before_a_tenth_is_done(tmp_path):
+    """The first stages are priors, which take far longer than the rest: their pace says nothing of it."""
+    with Progress(40, tmp_path, io.StringIO()) as progress:
+        for name in "abcd":
+            progress.start(name)
+            progress.update(name, {"progress": 0.9})
+        assert progress._left() is None
+        for name in "abcd":
+            progress.finish(name)
+        assert progress._left() is not None
+
+
+def test_done_says_where_a_stage_ended_though_events_are_thinned(tmp_path, monkeypatch):
+    def counting(context):
+        for step in range(10):
+            context.report({"progress": step / 10, "step": step})
+
+    monkeypatch.setitem(stages.STAGES, "counting", counting)
+    job = {"name": "a", "kind": "counting", "settings": {}, "how": {"tracking": {"sinks": "", "project": ""}},
+           "workdir": str(tmp_path), "out": str(tmp_path / "out"), "needs": {}}  # fmt: skip
+    with Progress(1, tmp_path, io.StringIO()) as progress:
+        progress.start("a")
+        workers.perform(job, lambda event: progress.update("a", event), progress.log)
+        progress.finish("a")
+    assert "step 9" in (tmp_path / "log.txt").read_text().splitlines()[-1] and (tmp_path / "out").is_dir()
 
 
 def test_time_left_follows_the_pace_of_this_call_only(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def test_overrides_and_functions_of_the_configs_value(config):
     ({"hosts.processes": 0}, "a point runs in one process"),
     ({"arms.sft.lr": -1.0}, "config.arms.sft.lr=-1.0 is out of range"),
     ({"train.mix": {"nothing": 1.0}}, "nothing"),
+    ({"prior.mix": {}}, "config.prior.mix={} gives no problems; give groups of the task and their shares, e.g. {'C'"),
 ])  # fmt: skip
 def test_a_wrong_override_is_one_line_before_anything_runs(config, tmp_path, overrides, line):
     with pytest.raises(schema.ConfigError) as refused:
@@ -114,6 +115,8 @@ def test_axes(config):
     mixed = [("a", {"arms.sft.lr": 1.0, "arms.grpo": ceiling.arm("grpo", pool=8)}), ("b", {})]
     assert table.default_axis(points.prepare(config, mixed)) == "arms.sft.lr"
     assert table.default_axis(points.prepare(config, [("a", {"arms.sft.schedule": "constant"})])) == table.FLOPS
+    section = {"report.pair": "", "arms": lambda arms: {"sft": arms["sft"]}, "arms.sft.lr": lambda lr: 3 * lr}
+    assert table.default_axis(points.prepare(config, [("a", section)])) == "arms.sft.lr"
     assert table.value_at(low.config, "arms.*.lr", arm="sft", group="R") == 1e-3
     assert table.value_at(low.config, "task.rho.*", arm="sft", group="R") == config.task.rho.R
     assert table.value_at(low.config, "task.rho.*", arm="sft", group="C") is None
@@ -242,6 +245,15 @@ def test_a_slurm_job_fails_as_its_command_and_is_queued_again(submitit):
     job.process = slurm.subprocess.Popen(job.words)
     again, queued = job.checkpoint()
     assert again == "again" and queued.words == job.words and job.process.returncode == -15
+
+
+def test_the_list_keeps_the_axes_that_the_sweep_was_run_with(tmp_path):
+    (tmp_path / "sweep.json").write_text(json.dumps({"x": "arms.*.lr", "y": "pass@1"}))
+    words = ["--config", "configs/lab.py:tiny", "--sweep", "budget", "--workdir", str(tmp_path), "--list"]
+    done = subprocess.run([sys.executable, "-m", "ceiling.sweep", *words], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout.count("0 of 20 stages") == 4, done.stderr
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["x"], content["y"]) == ("arms.*.lr", "pass@1")
 
 
 def test_without_submitit_one_line(config, tmp_path, monkeypatch):
