@@ -97,7 +97,7 @@ class Progress:
 def _describe(state: dict) -> str:
     parts = [f"{state['progress']:.0%}"] if "step" not in state else [f"step {state['step']}"]
     if "loss" in state:
-        parts.append(f"loss {state['loss']:.3f}")
+        parts.append(f"loss {round(state['loss'], 3) + 0.0:.3f}")  # no "-0.000"
     if "tokens_per_s" in state:
         parts.append(f"{state['tokens_per_s'] / 1e3:.1f}k tokens/s")
     if state.get("flops"):
