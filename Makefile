@@ -45,7 +45,7 @@ $(VENV)/.core: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("ceiling needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 DEV := requirements-dev.txt requirements-extras.txt requirements-browser.txt requirements-docs.txt requirements-notebook.txt
@@ -56,7 +56,7 @@ $(VENV)/.dev: $(VENV)/.core $(DEV)
 $(VENV_TPU)/.done: requirements.txt requirements-tpu.txt pyproject.toml
 	test -x $(VENV_TPU)/bin/python || $(PYTHON) -m venv $(VENV_TPU)
 	$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-tpu.txt
-	$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 clean:

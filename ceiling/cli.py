@@ -71,11 +71,12 @@ def _reason(error: Exception, argv: list[str]) -> str:
     text, file = str(error), _config_file(argv).partition(":")[0]
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         none = f"--config={file!r}: get_config() returned None; return a configuration"
-        return none if missing[1] == "config" and file else f"--{missing[1]} is missing"
+        return none if missing[1] == "config" and file else f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
     if isinstance(error, flags.UnrecognizedFlagError):
-        return f"{text}; values of the configuration are given as --config.key=value"
+        return text + ("; values of the configuration are given as --config.key=value" if file else "")
     if isinstance(error, flags.Error) and not text.startswith("flag --config="):
-        return text.removeprefix("flag ")
+        text = re.sub(": could not convert string to float.*", " must be a number", text)
+        return re.sub(": invalid literal for int.*", " must be a whole number", text).removeprefix("flag ")
     if not file or not pathlib.Path(file).is_file():
         return f"--config={file!r}: no such file; paths are relative to where the command is started"
     if "has no attribute 'get_config'" in text:

@@ -161,8 +161,9 @@ def told(error: Exception, file) -> str:
     project or the file itself refused speaks for itself; other errors go by their type."""
     text = str(error) if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: {error}"
     line = line_in(error, file)
-    at = f" (line {line})" if line and not isinstance(error, SyntaxError) else ""  # which says its line itself
-    return " ".join(text.split()) + at
+    if line and not isinstance(error, SyntaxError):  # which says so itself
+        text += f" ({pathlib.Path(file).name}, line {line})"
+    return " ".join(text.split())
 
 
 def line_in(error: Exception, file) -> int | None:

@@ -15,16 +15,16 @@ RAISING = "import ceiling\n\ndef get_config(arg=''):\n    {}\n"
 OF_THE_FILE = {  # a config file -> what is said of it
     "def get_config(:": "SyntaxError: invalid syntax",
     "x = 1": "the file does not define get_config",
-    "import nothing_here": "ModuleNotFoundError: No module named 'nothing_here' (line 1)",
+    "import nothing_here": "ModuleNotFoundError: No module named 'nothing_here' (mine.py, line 1)",
     RAISING.format("pass"): "get_config() returned None; return a configuration",
     RAISING.format("return 3"): "get_config() returned int; return a configuration",
-    RAISING.format("return ceiling.arm('grpo', lrr=1)"): "unknown key 'lrr' (did you mean 'lr'?) (line 4)",
+    RAISING.format("return ceiling.arm('grpo', lrr=1)"): "unknown key 'lrr' (did you mean 'lr'?) (mine.py, line 4)",
     RAISING.format("return open('/no/such/file')"): "FileNotFoundError: [Errno 2] No such file or directory: "
-    "'/no/such/file' (line 4)",
-    RAISING.format("return {}['a']"): "KeyError: 'a' (line 4)",
-    RAISING.format("raise ValueError('two\\nlines')"): "two lines (line 4)",
+    "'/no/such/file' (mine.py, line 4)",
+    RAISING.format("return {}['a']"): "KeyError: 'a' (mine.py, line 4)",
+    RAISING.format("raise ValueError('two\\nlines')"): "two lines (mine.py, line 4)",
     RAISING.format("return ceiling.arm('/r.py')"): "regime='/r.py': no such file; paths are relative to "
-    "where the command is started (line 4)",
+    "where the command is started (mine.py, line 4)",
 }
 
 
@@ -34,7 +34,7 @@ def parse(monkeypatch):
 
     def parse(*argv: str) -> list[str]:
         own = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=own)
+        config_flags.DEFINE_config_file("config", None, "Experiment", lock_config=True, flag_values=own)
         flags.DEFINE_bool("plan", False, "", flag_values=own)
         flags.mark_flags_as_required(["config"], flag_values=own)
         monkeypatch.setattr(flags, "FLAGS", own)
@@ -59,11 +59,12 @@ def refused(parse, capsys):
 
 
 @pytest.mark.parametrize(("argv", "line"), [
-    ([], "--config is missing"),
+    ([], "--config is missing: Experiment"),
     ([LAB, "--config.arms.grpo.lrr=1"], "config.arms.grpo.lrr: unknown key (did you mean 'lr'?)"),
     ([LAB, "--config.workers=2", "--config.evals.n=4"], "config.evals: unknown key (did you mean 'eval'?)"),
     ([LAB, "--config.eval.n.x=4"], "config.eval.n.x: unknown key"),
-    ([LAB, "--config.arms.grpo.lr=fast"], "--config.arms.grpo.lr=fast: could not convert string to float: 'fast'"),
+    ([LAB, "--config.arms.grpo.lr=fast"], "--config.arms.grpo.lr=fast must be a number"),
+    ([LAB, "--config.workers=1.5"], "--config.workers=1.5 must be a whole number"),
     ([LAB, "--config.arms=3"], "--config.arms=3: Failed to parse '3' as a ConfigDict: `3` is not a dict."),
     ([LAB, "--arms.grpo.lr=1"], "Unknown command line flag 'arms.grpo.lr'; values of the configuration are given as "
      "--config.key=value"),
@@ -74,7 +75,7 @@ def refused(parse, capsys):
     (["--config=configs/no.py", "--config.workers=1"], "--config='configs/no.py': no such file; paths are relative to "
      "where the command is started"),
     (["--config", "configs/lab.py:tiy"], "--config='configs/lab.py': configs/lab.py:tiy is not a variant; use "
-     "configs/lab.py or configs/lab.py:tiny (line 36)"),
+     "configs/lab.py or configs/lab.py:tiny (lab.py, line 36)"),
 ])  # fmt: skip
 def test_a_command_line_that_is_refused(refused, argv, line):
     assert refused(*argv) == line

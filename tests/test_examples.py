@@ -181,7 +181,7 @@ def test_a_file_that_changes_is_run_again_and_only_what_it_decides_is_done_again
 
 @pytest.mark.parametrize("content, message", [
     (None, "no such file; paths are relative"), ("1 +", "does not run: SyntaxError"),
-    ("raise OSError('x\\ny')", "does not run: OSError: x y .line 1."), ("'no regime'", "does not define"),
+    ("raise OSError('x\\ny')", "does not run: OSError: x y .mine.py, line 1."), ("'no regime'", "does not define"),
 ])  # fmt: skip
 def test_a_file_that_is_no_regime_or_task_is_refused_in_one_line(content, message, tmp_path):
     path = tmp_path / "mine.py"

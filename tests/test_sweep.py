@@ -115,6 +115,8 @@ def test_axes(config):
     mixed = [("a", {"arms.sft.lr": 1.0, "arms.grpo": ceiling.arm("grpo", pool=8)}), ("b", {})]
     assert table.default_axis(points.prepare(config, mixed)) == "arms.sft.lr"
     assert table.default_axis(points.prepare(config, [("a", {"arms.sft.schedule": "constant"})])) == table.FLOPS
+    two = {"arms.sft.lr": 1.0, "arms.sft.prompts_per_step": 4}
+    assert table.default_axis(points.prepare(config, [("a", two)])) == "arms.sft.lr", "no arm is called lr"
     section = {"report.pair": "", "arms": lambda arms: {"sft": arms["sft"]}, "arms.sft.lr": lambda lr: 3 * lr}
     assert table.default_axis(points.prepare(config, [("a", section)])) == "arms.sft.lr"
     assert table.value_at(low.config, "arms.*.lr", arm="sft", group="R") == 1e-3
@@ -122,7 +124,7 @@ def test_axes(config):
     assert table.value_at(low.config, "task.rho.*", arm="sft", group="C") is None
     for x in ("", table.FLOPS, "arms.*.lr", "task.rho.*"):
         table.check_axes([low], x, "pass@1")
-    for x in ("task.rhoo", "task.rho", "task.rho.*.x", "arms.*.regime"):
+    for x in ("task.rhoo", "task.rho", "task.rho.*.x", "arms.*.regime", "arms.sft.*", "eval.*"):
         with pytest.raises(schema.ConfigError, match="no number"):
             table.check_axes([low], x, "")
     with pytest.raises(schema.ConfigError, match="not a metric"):

@@ -58,7 +58,7 @@ def evaluate(
 
     def finish(done: int, path: pathlib.Path | None, judged: Callable[[], Samples]) -> None:
         part = judged()
-        check_errors(task, part.matrix("outcome").ravel(), max_verifier_errors)
+        check_errors(verify, part.matrix("outcome").ravel(), max_verifier_errors)
         if path and hosts.leader() and not path.exists():
             part.save(path)
         if ledger is not None:

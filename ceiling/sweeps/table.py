@@ -8,7 +8,8 @@ import io
 import json
 import pathlib
 
-from ceiling.config import ConfigError, digest
+from ceiling import schema
+from ceiling.config import ConfigError, Field, Section, digest
 from ceiling.report.units import clean
 from ceiling.sweeps.points import Point
 
@@ -66,9 +67,17 @@ def default_axis(points: list[Point]) -> str:
     axis = keys[0] if keys else [FLOPS]
     if len({len(key) for key in keys}) == 1:
         differ = [len(set(parts)) > 1 for parts in zip(*keys, strict=True)]
-        if sum(differ) == 1:
+        if sum(differ) == 1 and _is_named(points[0].config, axis[: differ.index(True)]):
             axis = ["*" if many else part for many, part in zip(differ, axis, strict=True)]
     return ".".join(axis)
+
+
+def _is_named(config: dict, path: list[str]) -> bool:
+    """Whether what stands at a path is told apart by arms or groups: the arms, or a table of numbers."""
+    node = schema.section(config)
+    for part in path:
+        node = node.entries.get(part) if isinstance(node, Section) else None
+    return path == ["arms"] or isinstance(node, Field) and node.kind == "table"
 
 
 def value_at(config: dict, key: str, *, arm: str = "", group: str = "") -> float | None:
@@ -87,7 +96,9 @@ def check_axes(points: list[Point], x: str, y: str) -> None:
     """ConfigError if the figure has no such axes."""
     if y and y not in METRICS:
         raise ConfigError(f"y={y!r} is not a metric of the table; use {' or '.join(METRICS)}")
-    if x and x != FLOPS and not any(_has_number(point.config, x.split(".")) for point in points):
+    path = x.split(".")
+    named = "*" not in path or _is_named(points[0].config, path[: path.index("*")])
+    if x and x != FLOPS and not (named and any(_has_number(point.config, path) for point in points)):
         raise ConfigError(f"x={x!r} is no number of the configuration; use {FLOPS} or a key, e.g. "
                           f"{default_axis(points)} (* is the arm or the group)")  # fmt: skip
 

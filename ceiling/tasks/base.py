@@ -14,6 +14,7 @@ import importlib.util
 import pathlib
 import pkgutil
 import sys
+import traceback
 from typing import Any, Protocol
 
 import numpy as np
@@ -264,7 +265,7 @@ class Verifier:
     """
 
     def __init__(self, task: Task):
-        self.task = task
+        self.task, self.failure = task, ""  # failure: what verify raised last
         self._known: dict[tuple[int, str | Turns], Verdict] = {}
 
     def __call__(self, problem: Problem, response: str | Turns) -> Verdict:
@@ -286,7 +287,9 @@ class Verifier:
     def _one(self, problem: Problem, response: str) -> Verdict:
         try:
             return self.task.verify(problem, response)
-        except Exception:  # noqa: BLE001 - untrusted text must not end a run; it is counted
+        except Exception as error:  # noqa: BLE001 - untrusted text must not end a run; it is counted
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            self.failure = f"{type(error).__name__}: {error}, at {frame.filename}:{frame.lineno}"
             return Verdict(Outcome.ERROR)
 
 
@@ -294,10 +297,11 @@ def _fields(verdict: Verdict) -> tuple:
     return tuple(getattr(verdict, field.name) for field in dataclasses.fields(Verdict))
 
 
-def check_errors(task: Task, outcomes, limit: float) -> None:
+def check_errors(verifier: Verifier, outcomes, limit: float) -> None:
     """Stop when more than `limit` of a batch could not be judged: errors would pass for wrong answers."""
     if np.mean(np.asarray(outcomes) == Outcome.ERROR) > limit:
+        raised = f" (the last: {' '.join(verifier.failure.split())})" if verifier.failure else ""
         raise RuntimeError(
-            f"{task.name}: the verifier failed on more than {limit:.0%} of a batch; its errors would be counted as "
-            "wrong answers. Fix the verifier or the data"
+            f"{verifier.task.name}: the verifier failed on more than {limit:.0%} of a batch{raised}; its errors would "
+            "be counted as wrong answers. Fix the verifier or the data"
         )

@@ -293,7 +293,7 @@ class Trainer:
     def _count_verdicts(self, outcomes: list[Outcome]) -> None:
         for outcome in Outcome:
             self.ledger.count(f"verdicts {outcome.name.lower()}", outcomes.count(outcome))
-        check_errors(self.task, outcomes, self.cfg["max_verifier_errors"])
+        check_errors(self.verify, outcomes, self.cfg["max_verifier_errors"])
 
     def _score(self, request) -> list[np.ndarray]:
         start = time.perf_counter()
