@@ -39,6 +39,7 @@ def lab():
     })  # fmt: skip
     config.seeds = (1,)
     config.train.mix = {"C": 1.0}
+    config.prior.update(pool=1, mix={"C": 1.0})
     config.task.update(evaluation_per_group=1, training_per_group=8, gate_problems=2, gate_accuracy=0.0)
     config.model.update(width=16, ffn=16, layers=2, heads=2, kv_heads=1, head_dim=8, tied=False, embed_std=1.0)
     config.sae.update(layer=1, latents=32, k=4, documents=32, steps=60, tokens_per_step=64, lr=1e-2, words="S P D")
