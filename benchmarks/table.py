@@ -1,9 +1,8 @@
 """Measurements of several sides made into one table.
 
 A row is {"size", "work", "flops", "bytes", "matrix_rates": [FLOP/s], "memory_rates": [bytes/s], "sides": {name: side}},
-a side {"seconds": [...],
-"versions": {...}} or {"error": "..."}; one that does not do the work is absent. Our starts also have "warm_seconds",
-of a start that finds its programs compiled.
+a side {"seconds": [...], "versions": {...}} or {"error": "..."}; one that does not do the work is absent. Our starts
+also have "warm_seconds", of a start that finds its programs compiled.
 """
 
 import statistics
