@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
-from ceiling import hosts, programs
+from ceiling import hosts, pages, programs
 from ceiling.config import ConfigError, did_you_mean, line_in, told
 from ceiling.train import signals
 
@@ -29,6 +29,7 @@ def start(command: Callable[..., None], required: list[str], *, names: bool = Fa
         with guarded():
             command(words[1:]) if names else command()
 
+    pages.use()
     programs.keep()
     flags.mark_flags_as_required(required)
     app.run(main, flags_parser=parsed)

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ceiling import hosts, programs, tracking
+from ceiling import hosts, pages, programs, tracking
 from ceiling.train import signals
 
 UNFINISHED = "unfinished"  # folder of a stage for what a later call continues from; gone from a complete one
@@ -182,7 +182,7 @@ class _Worker:
         # not depend on how many cores there are.
         flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         env = {
-            **os.environ, **programs.environment(), "OMP_NUM_THREADS": "1",
+            **os.environ, **programs.environment(), **pages.environment(), "OMP_NUM_THREADS": "1",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         }  # fmt: skip
         package_root = str(pathlib.Path(__file__).parents[1])

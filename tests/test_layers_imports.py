@@ -10,7 +10,7 @@ ORDER = ["config", "data", "tasks", "model", "rollout", "regimes", "train", "eva
 FOR_ALL = {"ledger", "version", "logs", "devices", "hosts"}  # readable by every room; they read nothing but each other
 # What ties the rooms together and may read them all.
 OUTSIDE = {"", "__main__", "schema", "experiment", "stages", "results", "workers", "plan", "export", "cli", "evaluate",
-           "claims", "compare", "comparison", "doctor", "programs", "sweep", "sweeps", "tracking"}  # fmt: skip
+           "claims", "compare", "comparison", "doctor", "pages", "programs", "sweep", "sweeps", "tracking"}  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 
 

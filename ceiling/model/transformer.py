@@ -21,6 +21,7 @@ from ceiling.model.config import ModelConfig, table
 from ceiling.model.rope import rotary, rotations
 from ceiling.model.sharding import constrain, gathered
 
+QUERY_BLOCKS, FEWEST_QUERIES = 4, 32  # of a sequence that looks at itself, and of a block; see `causal_attention`
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
 # What each choice of `remat` keeps of a block beside its input. "dots" keeps the outputs of the projections, which
 # `project` makes products without batch axes; attention's products have them, and its [T, T] scores are made again.
@@ -123,7 +124,7 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
         (x_BTD, state), _ = jax.lax.scan(block, (x_BTD, state), xs)
     else:
         for layer in range(config.layers):
-            weights = jax.tree.map(lambda w: w[layer], params["layers"])  # noqa: B023
+            weights = {name: w[layer] for name, w in params["layers"].items()}
             local = None if local_L is None else local_L[layer]
             (x_BTD, state), _ = block((x_BTD, state), (layer, local, weights))
     return (rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config) if normalise else x_BTD), state
@@ -190,9 +191,9 @@ def rms_norm(x, scale, config: ModelConfig):
 
 
 def attention(config: ModelConfig, q_BTNH, k_BTKH, v_BTKH, mask_BTT):
-    """Attention of whole sequences to themselves by the kernel that the config names."""
+    """Attention of whole sequences to themselves by the kernel that the config names; mask_BTT is causal at least."""
     if config.attention == "dense":
-        return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask_BTT)
+        return causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT)
     if jax.default_backend() != "gpu":
         raise ValueError(
             f"model.attention={config.attention!r} needs an NVIDIA GPU and this is a {jax.default_backend()}; set "
@@ -206,6 +207,19 @@ def fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, implementation: str):
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], scale=1.0, implementation=implementation
     )
+
+
+def causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT):
+    """`dense_attention` by blocks of queries, each with the keys up to its own end: of four blocks, 5/8 of the work."""
+    T = q_BTNH.shape[1]
+    block = max(-(-T // QUERY_BLOCKS), FEWEST_QUERIES)
+    k_BKTH, v_BKTH = heads_first(k_BTKH), heads_first(v_BTKH)
+    ends = [(start, min(start + block, T)) for start in range(0, T, block)]
+    out = [
+        dense_attention(q_BTNH[:, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end], mask_BTT[:, start:end, :end])
+        for start, end in ends
+    ]
+    return jnp.concatenate(out, axis=1)
 
 
 def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):

@@ -127,7 +127,7 @@ def train_step(setting: Setting, cfg: dict) -> Program:
     optimiser, after, forward = optim.make(cfg), regime.after_update, Forward(config)
     step = make_step(
         lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
-        after and (lambda aux, params: after(aux, params, cfg)), trainable(config),
+        after and (lambda aux, params: after(aux, params, cfg)), trainable(config), unrolled=not config.scan_layers,
     )  # fmt: skip
     frozen = {name: Policy(parameters(config, setting.mesh), config, ()) for name in one.frozen}
     lr = laid_out((), jnp.float32, replicated(setting.mesh))

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ceiling.model.config import PROJECTIONS, ModelConfig
+from ceiling.model.config import ModelConfig
 from ceiling.model.sharding import constrain
 from ceiling.model.transformer import (
     NEG_INF,
@@ -25,7 +25,6 @@ from ceiling.model.transformer import (
 )  # fmt: skip
 
 FOREIGN = 2**30  # farther than any token: a place that holds nothing of the row
-FEW_ROWS, LARGE = (16, 64), 1 << 18  # rows and elements of a matrix, see `by_layer`; measured on one x86 server
 
 
 @flax.struct.dataclass
@@ -63,41 +62,6 @@ def empty(config: ModelConfig, rows: int, capacity: int, like=None) -> Cache:
         return tuple(constrain(jnp.zeros(shape, config.compute_dtype), *axes, like=like) for _ in range(config.layers))
 
     return Cache(make(), make())
-
-
-class _Layers(tuple):
-    """A weight by layer. A subclass of tuple is a leaf to jax.tree."""
-
-
-class _Turned(_Layers):
-    """The same, each kept as [outputs, inputs]."""
-
-    shape: tuple[int, ...]  # of a layer's
-
-    def __getitem__(self, layer: int):
-        return super().__getitem__(layer).T.reshape(self.shape)
-
-
-def by_layer(params, config: ModelConfig, rows: int):
-    """params for a loop over tokens of so many rows: where layers are unrolled, the weights of each are taken out of
-    their stack once, and not at every step (a fourth of a step on a CPU).
-
-    On a CPU a product of few rows with a large matrix is up to twice as fast if the matrix lies the other way round."""
-    if config.scan_layers:
-        return params
-    turn = jax.default_backend() == "cpu" and FEW_ROWS[0] <= rows <= FEW_ROWS[1]
-
-    def split(name: str, w):
-        layers = [w[layer] for layer in range(config.layers)]
-        if not turn or name not in PROJECTIONS or layers[0].size < LARGE:
-            return _Layers(layers)
-        square = lambda w: w.reshape((-1, config.width) if name == "wo" else (len(w), -1))  # noqa: E731
-        # Behind the barrier it is an array of its own, and not the same one read across.
-        turned = _Turned(jax.lax.optimization_barrier(square(w).T) for w in layers)
-        turned.shape = layers[0].shape
-        return turned
-
-    return {**params, "layers": {name: split(name, w) for name, w in params["layers"].items()}}
 
 
 def prefill(params, config: ModelConfig, tokens_BP, lengths_B):

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ceiling import hosts
+from ceiling.model import layers
 from ceiling.model.config import ModelConfig
 from ceiling.model.policy import Policy
 from ceiling.model.sharding import BATCH, constrain, parts
@@ -326,7 +327,7 @@ def _decode(params, config: ModelConfig, rule: _Rule, cache, token_B, held_B, li
     many rows have halted that the host has something to do. Returns (cache, tokens [STRIDE, B], their
     log-probabilities, how many each row has drawn, steps)."""
     (id_B, sample_B, count_B), B = who, len(token_B)
-    params = kv.by_layer(params, config, B)
+    params = layers.for_rows(params, config, B)
     enough = max(1, B // 8)
 
     def go_on(s):

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ceiling.model import layers
 from ceiling.model.config import ModelConfig
 from ceiling.model.sharding import constrain
 from ceiling.model.transformer import unembed
@@ -65,7 +66,7 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
     """One chunk: prefill its prompts, then run its queues of requests through the slots, `slots` of each group.
     Returns (tokens_ZQR, logprobs_ZQR, lengths_ZQ, stopped_ZQ, slot-steps of each group)."""
     (Z, C, P), Q, R = tokens_ZCP.shape, prompt_ZQ.shape[1], max_new_tokens
-    like, params = params["embed"], kv.by_layer(params, config, Z * slots)
+    like, params = params["embed"], layers.for_rows(params, config, Z * slots)
     prompt_cache, last = kv.prefill(params, config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
     last_ZCD = last.reshape(Z, C, -1)
     stops = jnp.asarray(stop_ids, jnp.int32)

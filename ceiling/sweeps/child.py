@@ -11,7 +11,7 @@ import pathlib
 import signal
 import sys
 
-from ceiling import cli, experiment, programs, results, workers
+from ceiling import cli, experiment, pages, programs, results, workers
 from ceiling.logs import Progress
 from ceiling.sweeps import table
 from ceiling.sweeps.points import Point
@@ -83,6 +83,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # submitit's warning is for its own process, which then tells this one with SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    pages.use()
     programs.keep()
     with cli.guarded():
         main(sys.argv[1:])

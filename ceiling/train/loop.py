@@ -133,6 +133,7 @@ class Trainer:
         self.update = make_step(
             lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
             after and (lambda aux, params: after(aux, params, cfg)), trained,
+            unrolled=not policy.config.scan_layers,
         )  # fmt: skip
 
     def resume(self, checkpoints: Checkpoints) -> None:

@@ -15,6 +15,7 @@ import optax
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ceiling.model import layers
 from ceiling.model.config import unflatten
 from ceiling.model.sharding import put
 
@@ -63,7 +64,7 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None, traina
 
 def make_step(
     loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None,
-    trainable: frozenset[str] | None = None,
+    trainable: frozenset[str] | None = None, *, unrolled: bool = False,
 ):
     """`step(state, microbatches, frozen, lr, live=None) -> (state, metrics)`, jitted, `state` donated.
 
@@ -71,20 +72,23 @@ def make_step(
     microbatches: a Batch with a leading micro-batch axis; live: how many of them are run, from the first on (int32;
     None: all), so that one program serves batches that fill few. after_update(aux, params) -> aux. trainable: paths
     of the parameters that change (None: all); gradients and optimiser state exist for them alone.
+    unrolled: the loss unrolls its layers, so a micro-batch is given weights and gives gradients layer by layer: from
+    stacks it would copy every weight once more, and add up gradients that are zero in all layers but one.
     An update with a non-finite gradient is skipped and counted, never applied; the caller stops
     after a limit. Metrics come back as scalars on the device: fetch them one step late.
     """
 
     def step(state: TrainState, microbatches, frozen, lr, live=None):
         mine, rest = split(state.params, trainable)
+        ours, others = (layers.apart(mine), layers.apart(rest)) if unrolled else (mine, rest)
 
-        def total(mine, batch):
-            loss_sum, denominator, metrics = loss(join(mine, rest), batch, frozen)
+        def total(ours, batch):
+            loss_sum, denominator, metrics = loss(join(ours, others), batch, frozen)
             return loss_sum, (denominator, metrics)
 
         def sums(i):
             batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), microbatches)
-            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(mine, batch)
+            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(ours, batch)
             return loss_sum, aux, grads
 
         parts = jax.tree.leaves(microbatches)[0].shape[0]
@@ -95,7 +99,7 @@ def make_step(
             more = lambda i, carry: jax.tree.map(jnp.add, carry, sums(i))  # noqa: E731
             loss_sum, (denominator, metrics), grads = jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
         safe = jnp.maximum(denominator, 1e-9)
-        grads = jax.tree.map(lambda g: g / safe, grads)
+        grads = jax.tree.map(lambda g: g / safe, layers.stacked(grads) if unrolled else grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
         updates, opt_state = optimiser.update(grads, state.opt_state, mine)

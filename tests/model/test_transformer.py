@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ceiling import model
 from ceiling.model.rope import rotary, rotations
-from ceiling.model.transformer import dense_attention, fused_attention, heads_first
+from ceiling.model.transformer import causal_attention, dense_attention, fused_attention, heads_first
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)
@@ -266,6 +266,24 @@ def test_bfloat16_params_run_in_float32_compute(make_model):
     tokens_T = some_tokens(6)
     logits = forward(params, config, tokens_T[None])
     np.testing.assert_allclose(logits[0], reference_logits(params, config, tokens_T), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("T", [1, 31, 32, 33, 70, 128, 200])
+def test_attention_in_blocks_of_queries_is_that_of_the_whole_square(T):
+    """With a causal mask that leaves every query some keys; outputs and gradients."""
+    rng = np.random.default_rng(T)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, T, n, 8)), jnp.float32) for n in (4, 2, 2))
+    segments = np.sort(rng.integers(0, 4, (2, T)))
+    mask = jnp.asarray(np.tri(T, dtype=bool) & (segments[:, :, None] == segments[:, None]))
+
+    def outputs(attend):
+        out, back = jax.vjp(attend, q, k, v)
+        return out, *back(jnp.asarray(np.random.default_rng(1).normal(size=out.shape), jnp.float32))
+
+    whole = outputs(lambda q, k, v: dense_attention(q, heads_first(k), heads_first(v), mask))
+    blocks = outputs(lambda q, k, v: causal_attention(q, k, v, mask))
+    for a, b in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])

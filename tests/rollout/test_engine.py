@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ceiling.data.packing import Example
-from ceiling.model import Policy, forward, make_mesh, place
+from ceiling.model import Policy, forward, layers, make_mesh, place
 from ceiling.model.config import PROJECTIONS
+from ceiling.model.layers import Turned, for_rows
 from ceiling.model.transformer import dense_attention
-from ceiling.rollout import cache, generate
-from ceiling.rollout.cache import _Turned, attention_of_one, by_layer
+from ceiling.rollout import generate
+from ceiling.rollout.cache import attention_of_one
 from ceiling.rollout.engine import bucket, share
 from ceiling.rollout.scoring import score
 from ceiling.rollout.slots import run, stages
@@ -259,14 +260,14 @@ def test_matrices_that_lie_the_other_way_round_change_no_sample(staged, monkeypa
     unrolled, settings, _ = staged
     config = dataclasses.replace(unrolled.config, norm_eps=3e-6)
     usual = draw(unrolled.replace(config=config), **settings)
-    turned = by_layer(unrolled.params, config, 64)["layers"]
-    assert not any(isinstance(w, _Turned) for w in turned.values()), "none of a tiny model's is large"
-    monkeypatch.setattr(cache, "LARGE", 1)
-    turned = by_layer(unrolled.params, config, 64)["layers"]
-    assert {name for name, w in turned.items() if isinstance(w, _Turned)} == set(PROJECTIONS)
+    turned = for_rows(unrolled.params, config, 64)["layers"]
+    assert not any(isinstance(w, Turned) for w in turned.values()), "none of a tiny model's is large"
+    monkeypatch.setattr(layers, "LARGE", 1)
+    turned = for_rows(unrolled.params, config, 64)["layers"]
+    assert {name for name, w in turned.items() if isinstance(w, Turned)} == set(PROJECTIONS)
     for name, w in turned.items():
         np.testing.assert_array_equal(w[1], unrolled.params["layers"][name][1])
-    assert not any(isinstance(w, _Turned) for w in by_layer(unrolled.params, config, 512)["layers"].values())
+    assert not any(isinstance(w, Turned) for w in for_rows(unrolled.params, config, 512)["layers"].values())
     run.clear_cache()
     same(draw(unrolled.replace(config=config), **settings), usual)
     run.clear_cache()

@@ -82,6 +82,33 @@ def test_X3_blank_micro_batches_need_not_be_run(plain_step):
     assert step(jnp.int32(2))[1] == few != step(jnp.int32(3))[1], "only what is live is run"
 
 
+@pytest.mark.parametrize("trainable", [None, frozenset({"layers/w"}), frozenset({"b"})])
+@pytest.mark.parametrize("micro", [1, 4])
+def test_X3_weights_by_layer_give_the_update_of_their_stacks(micro, trainable):
+    """What is trained may be some of the stacks, or none of them."""
+
+    def loss(params, batch, frozen):
+        x, y, m = batch
+        for w, v in zip(params["layers"]["w"], params["layers"]["v"], strict=True):
+            x = jnp.tanh(w * x + v)
+        return jnp.sum(m * (x + params["b"] - y) ** 2), jnp.sum(m), {}
+
+    start = {"layers": {"w": np.float32([0.5, 2, -1]), "v": np.float32([0.1, 0, 0.3])}, "b": np.float32(0.2)}
+    optimiser = optim.make(ceiling.arm("sft"))
+
+    def updated(unrolled):
+        step = make_step(loss, optimiser, None, trainable, unrolled=unrolled)
+        state = init_state(jax.tree.map(jnp.array, start), optimiser, trainable=trainable)
+        return step(state, data(7, micro), {}, jnp.float32(0.1))
+
+    (stacks, said), (layers, same) = updated(False), updated(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stacks, layers)
+    assert said == pytest.approx(same, rel=1e-6)
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), layers.params, start)
+    mine = trainable or {"layers/w", "layers/v", "b"}
+    assert changed == {"layers": {name: f"layers/{name}" in mine for name in "wv"}, "b": "b" in mine}
+
+
 def test_X4_a_batch_without_tokens_leaves_no_gradient_and_no_NaN(plain_step):
     x, y, m = data(0)
     state, metrics = plain_step(state_of(optax.identity()), (x, y, 0 * m), {}, jnp.float32(0.1))
