@@ -1,6 +1,7 @@
 """Weights by layer. Parameters keep every layer's weights in one stack; where layers are unrolled, a program takes each
 out of its stack once, and not again in every turn of its loop."""
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -25,13 +26,15 @@ def _layers(params, change):
     return {**params, "layers": {name: change(w) for name, w in params["layers"].items()}}
 
 
-class Turned(tuple):
+@flax.struct.dataclass
+class Turned:
     """A matrix by layer, each kept as [outputs, inputs]."""
 
-    shape: tuple[int, ...]  # of a layer's
+    layers: tuple[jax.Array, ...]
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)  # of a layer's
 
     def __getitem__(self, layer: int):
-        return super().__getitem__(layer).T.reshape(self.shape)
+        return self.layers[layer].T.reshape(self.shape)
 
 
 def for_rows(params, config: ModelConfig, rows: int):
@@ -49,8 +52,6 @@ def for_rows(params, config: ModelConfig, rows: int):
             return layers
         square = lambda w: w.reshape((-1, config.width) if name == "wo" else (len(w), -1))  # noqa: E731
         # Behind the barrier it is an array of its own, and not the same one read across.
-        out = Turned(jax.lax.optimization_barrier(square(w).T) for w in layers)
-        out.shape = layers[0].shape
-        return out
+        return Turned(tuple(jax.lax.optimization_barrier(square(w).T) for w in layers), layers[0].shape)
 
     return {**params, "layers": {name: turned(name, w) for name, w in params["layers"].items()}}

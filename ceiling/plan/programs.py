@@ -31,7 +31,7 @@ from ceiling.plan import work
 from ceiling.regimes import base as regimes
 from ceiling.rollout import cache as kv
 from ceiling.rollout import engine, scoring
-from ceiling.rollout.slots import run as run_slots
+from ceiling.rollout.slots import How, begin
 from ceiling.train import optim
 from ceiling.train.step import TrainState, make_step, split
 
@@ -161,16 +161,15 @@ def decode(setting: Setting, cfg: dict) -> Program:
 
 
 def sampling(setting: Setting, cfg: dict) -> Program:
-    """A whole sampling round, prefill and decode loop."""
-    Z = setting.rows_over
+    """A sampling round, prefill and decode loop, all in one stage."""
+    Z, P, R = setting.rows_over, engine.bucket(setting.prompt_tokens), setting.response_tokens
     prompts, slots, requests = (-(-count // Z) for count in _queue(setting, cfg))
     whole = functools.partial(laid_out, sharding=replicated(setting.mesh))
     i32, u32 = jnp.int32, jnp.uint32
-    return Program(run_slots, (parameters(setting.model, setting.mesh),), dict(
-        config=setting.model, stop_ids=(0,), slots=slots,
-        max_new_tokens=setting.response_tokens, top_p=1.0, greedy=False, temperature=whole((), jnp.float32),
-        seed_key=jax.eval_shape(lambda: jax.random.key(0)),
-        tokens_ZCP=whole((Z, prompts, engine.bucket(setting.prompt_tokens)), i32), lengths_ZC=whole((Z, prompts), i32),
+    how = How(setting.model, stop_ids=(0,), prompt_capacity=P, max_new_tokens=R, top_p=1.0, greedy=False)
+    return Program(begin, (parameters(setting.model, setting.mesh), whole((), jnp.float32)), dict(
+        how=how, slots=slots, ring=R, fewer=0, branches=0, seed_key=jax.eval_shape(lambda: jax.random.key(0)),
+        tokens_ZCP=whole((Z, prompts, P), i32), lengths_ZC=whole((Z, prompts), i32),
         ids_ZC=whole((Z, prompts), u32), queued_Z=whole((Z,), i32), prompt_ZQ=whole((Z, requests), i32),
         sample_ZQ=whole((Z, requests), u32), limit_ZQ=whole((Z, requests), i32),
     ))  # fmt: skip

@@ -1,6 +1,6 @@
 """The sampler: n samples of every prompt, whatever their number, in constant memory.
 
-A call is cut into chunks of requests; each chunk is one run of the jitted program in slots.py, with static shapes.
+A call is cut into chunks of requests; each chunk is one run of the programs in slots.py, with static shapes.
 There is no host round trip per token and no [B, T, V] array.
 
 On a mesh the slots lie in Z groups, one for every part that rows are divided into (the data and fsdp axes). A group

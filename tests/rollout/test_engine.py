@@ -11,11 +11,11 @@ from ceiling.model import Policy, forward, layers, make_mesh, place
 from ceiling.model.config import PROJECTIONS
 from ceiling.model.layers import Turned, for_rows
 from ceiling.model.transformer import dense_attention
-from ceiling.rollout import generate
+from ceiling.rollout import generate, slots
 from ceiling.rollout.cache import attention_of_one
 from ceiling.rollout.engine import bucket, share
 from ceiling.rollout.scoring import score
-from ceiling.rollout.slots import run, stages
+from ceiling.rollout.slots import begin, stages
 
 STOP = 3
 R = 6
@@ -185,12 +185,12 @@ def test_samples_of_a_problem_are_distinct_streams(policy):
 
 
 def test_one_compilation_for_all_calls_of_a_bucket(policy):
-    before = run._cache_size()
+    before = begin._cache_size()
     for seed, prompts in enumerate([[[1, 2], [3] * 8], [[4] * 5, [6]], [[2] * 7, [2] * 6]]):
         draw(policy, prompts, n=5, seed=seed, temperature=1.0 + seed / 10, problem_ids=[seed, 9], first_sample=seed)
-    assert run._cache_size() == before + 1
+    assert begin._cache_size() == before + 1
     draw(policy, [[1], [2], [3], [4], [5], [6], [7] * 8], n=5, chunk_requests=10)  # 4 programs of 2 prompts
-    assert run._cache_size() == before + 1, "a long call is cut into programs of one shape"
+    assert begin._cache_size() == before + 1, "a long call is cut into programs of one shape"
 
 
 @pytest.mark.parametrize(("length", "capacity"), [(1, 4), (4, 4), (5, 8), (32, 32), (33, 48), (128, 128), (129, 256),
@@ -268,9 +268,9 @@ def test_matrices_that_lie_the_other_way_round_change_no_sample(staged, monkeypa
     for name, w in turned.items():
         np.testing.assert_array_equal(w[1], unrolled.params["layers"][name][1])
     assert not any(isinstance(w, Turned) for w in for_rows(unrolled.params, config, 512)["layers"].values())
-    run.clear_cache()
+    slots._for_rows.clear_cache()
     same(draw(unrolled.replace(config=config), **settings), usual)
-    run.clear_cache()
+    slots._for_rows.clear_cache()
 
 
 def test_attention_of_one_query_is_dense_attention():
