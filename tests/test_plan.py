@@ -104,7 +104,7 @@ def compiled_step(config, rows, tokens):
 
     params, zero = abstract(config), jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(params, jax.eval_shape(optimiser.init, params), None, zero, zero)
-    step = make_step(loss, optimiser, None, trainable(config))
+    step = make_step(loss, optimiser, None, trainable(config), unrolled=not config.scan_layers)
     return step.lower(state, batch, {}, jax.ShapeDtypeStruct((), jnp.float32)).compile().memory_analysis()
 
 
@@ -113,16 +113,16 @@ def compiled_step(config, rows, tokens):
 LOW, HIGH = 1.0, 1.5
 
 
-@pytest.mark.parametrize("remat", ["", "dots", "block"])
+@pytest.mark.parametrize(("remat", "scan"), [("", True), ("dots", True), ("block", True), ("", False)])
 @pytest.mark.parametrize(("sizes", "rows", "tokens"), [(SIZES, 4, 128), (WIDE, 2, 256)], ids=["small", "wide"])
-def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat):
-    config = ModelConfig(**sizes, remat=remat, head_chunk_tokens=256)
+def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat, scan):
+    config = ModelConfig(**sizes, remat=remat, scan_layers=scan, head_chunk_tokens=256)
     analysis = compiled_step(config, rows, tokens)
     cfg = arm("sft", microbatches=2)
     adds = memory.update(config, cfg, 2 * rows, tokens, ONE)
     assert adds["gradients"] == 2 * memory.weights(config, ONE)
     ratio = sum(adds.values()) / analysis.temp_size_in_bytes
-    print(f"remat={remat}: estimate / measured = {ratio:.3f}")
+    print(f"remat={remat} scan={scan}: estimate / measured = {ratio:.3f}")
     assert LOW < ratio < HIGH
     held = memory.weights(config, ONE) + memory.optimiser(config, cfg, ONE)
     assert held <= analysis.argument_size_in_bytes < held + 100_000  # the batch is beside it

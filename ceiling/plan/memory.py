@@ -113,6 +113,7 @@ def update(
     chunk = 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size
     gradients = weights(config, mesh, trainable(config))
     copies = models * (sum(ends(config, mesh)) + (turned(config, mesh) if tpu else 0))
+    copies += 0 if config.scan_layers else weights(config, mesh)  # of the policy, layer by layer
     return largest(
         {"gradients": gradients, "activations": kept_by_blocks, "logits": (LOGITS + frozen) * chunk,
          "weight copies": copies},
