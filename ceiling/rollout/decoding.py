@@ -33,6 +33,7 @@ from ceiling.rollout.engine import Completions, bucket, generate
 from ceiling.rollout.episodes import Scene, converse
 from ceiling.rollout.scoring import executed_tokens, margins
 
+TIE = 1e-6  # a path's Delta moves by less with its place in a packed row, in float32
 # (prompt index, response tokens) of many responses -> for each its answer, as every equal answer is written, and the
 # response's tokens [first, stop) that spell it; None where it has no answer.
 Answers = Callable[[list[tuple[int, np.ndarray]]], Sequence[tuple[str, tuple[int, int]] | None]]
@@ -127,7 +128,7 @@ def confidence(
 
 def choose(delta_K, answers: Sequence[str | None], pick: str) -> int:
     """The path to take: the largest Delta, among all ("max") or among those of the answer with the largest sum of
-    Delta ("sum"). Of equals the first, so without any answer the first path, which is the greedy one."""
+    Delta ("sum"). Of equals (to TIE) the first, so without any answer the first path, which is the greedy one."""
     delta_K = np.asarray(delta_K, np.float64)
     if pick == "sum" and np.isfinite(delta_K).any():
         total = dict.fromkeys(answers, 0.0)
@@ -135,7 +136,7 @@ def choose(delta_K, answers: Sequence[str | None], pick: str) -> int:
             total[answer] += delta
         best = max(total, key=total.get)
         delta_K = np.where([answer == best for answer in answers], delta_K, -np.inf)
-    return int(np.argmax(delta_K))
+    return int(np.argmax(delta_K >= delta_K.max() - TIE))
 
 
 def token_span(tokenizer, tokens: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
