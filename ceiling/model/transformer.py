@@ -193,6 +193,8 @@ def rms_norm(x, scale, config: ModelConfig):
 def attention(config: ModelConfig, q_BTNH, k_BTKH, v_BTKH, mask_BTT):
     """Attention of whole sequences to themselves by the kernel that the config names; mask_BTT is causal at least."""
     if config.attention == "dense":
+        if config.scan_layers:  # libtpu 0.0.42 dies of blocks in the backward pass of a scanned layer
+            return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask_BTT)
         return causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT)
     if jax.default_backend() != "gpu":
         raise ValueError(

@@ -168,7 +168,8 @@ def sampling(setting: Setting, cfg: dict) -> Program:
     i32, u32 = jnp.int32, jnp.uint32
     how = How(setting.model, stop_ids=(0,), prompt_capacity=P, max_new_tokens=R, top_p=1.0, greedy=False)
     return Program(begin, (parameters(setting.model, setting.mesh), whole((), jnp.float32)), dict(
-        how=how, slots=slots, ring=R, fewer=0, branches=0, seed_key=jax.eval_shape(lambda: jax.random.key(0)),
+        how=how, slots=slots, ring=R, fewer=0, last=True, branches=0,
+        seed_key=jax.eval_shape(lambda: jax.random.key(0)),
         tokens_ZCP=whole((Z, prompts, P), i32), lengths_ZC=whole((Z, prompts), i32),
         ids_ZC=whole((Z, prompts), u32), queued_Z=whole((Z,), i32), prompt_ZQ=whole((Z, requests), i32),
         sample_ZQ=whole((Z, requests), u32), limit_ZQ=whole((Z, requests), i32),

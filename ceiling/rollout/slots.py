@@ -39,7 +39,7 @@ def stages(config: ModelConfig, slots: int, requests: int, ring: int) -> list[tu
 class _Slots:
     """Carry of the decode loop. Idle slots point at request Q, one past the end: writes to it drop."""
 
-    cache: kv.Cache  # of Z * B rows
+    cache: kv.Cache | None  # of Z * B rows
     request_ZB: jax.Array
     key_ZB: jax.Array  # of the request's noise
     token_ZB: jax.Array  # last token drawn, not yet in the cache
@@ -81,8 +81,8 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
     fewer = lambda slots: max((few for few, _ in plan if few < slots), default=0)  # noqa: E731
     weights = params if config.scan_layers else _for_rows(params, config, len(prompt_ZQ) * slots)
     s, alive = begin(
-        weights, temperature, how=how, slots=slots, ring=plan[0][1], fewer=fewer(slots), branches=branches,
-        seed_key=seed_key, tokens_ZCP=tokens_ZCP, prompt_ZQ=prompt_ZQ, **queue,
+        weights, temperature, how=how, slots=slots, ring=plan[0][1], fewer=fewer(slots), last=len(plan) == 1,
+        branches=branches, seed_key=seed_key, tokens_ZCP=tokens_ZCP, prompt_ZQ=prompt_ZQ, **queue,
     )  # fmt: skip
     for slots, ring in plan[1:]:
         if not alive:
@@ -94,14 +94,15 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
 _for_rows = jax.jit(layers.for_rows, static_argnums=(1, 2))
 
 
-@functools.partial(jax.jit, static_argnames=("how", "slots", "ring", "fewer", "branches"))
-def begin(params, temperature, *, how: How, slots, ring, fewer, branches,
+@functools.partial(jax.jit, static_argnames=("how", "slots", "ring", "fewer", "last", "branches"))
+def begin(params, temperature, *, how: How, slots, ring, fewer, last, branches,
           seed_key, tokens_ZCP, lengths_ZC, ids_ZC, queued_Z, prompt_ZQ, sample_ZQ, limit_ZQ):  # fmt: skip
-    """The prefill and the first stage, which alone refills its slots: (state, whether anything is alive)."""
+    """The prefill and the first stage, which alone refills its slots: (state, whether anything is alive). last: there
+    is no other stage, and the state comes without its cache, which would be held twice."""
     (Z, C, P), Q, R = tokens_ZCP.shape, prompt_ZQ.shape[1], how.max_new_tokens
     like, divided = params["embed"], _over_rows(params)
-    prompt_cache, last = kv.prefill(params, how.config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
-    last_ZCD = last.reshape(Z, C, -1)
+    prompt_cache, ends = kv.prefill(params, how.config, tokens_ZCP.reshape(-1, P), lengths_ZC.reshape(-1))
+    ends_ZCD = ends.reshape(Z, C, -1)
 
     def refill(s: _Slots):
         """Move the next requests of each group's queue into its free slots."""
@@ -126,7 +127,7 @@ def begin(params, temperature, *, how: How, slots, ring, fewer, branches,
             limit_ZB=_pick(limit_ZQ, safe_ZB),
             next_Z=s.next_Z + jnp.sum(take_ZB, axis=1),
         )
-        logits = _whole_rows(unembed(params, how.config, _pick(last_ZCD, prompt_ZB).reshape(take_ZB.size, -1)))
+        logits = _whole_rows(unembed(params, how.config, _pick(ends_ZCD, prompt_ZB).reshape(take_ZB.size, -1)))
         ranked = lambda: sampling.ranked(logits, sample_ZB.reshape(-1), branches)  # noqa: E731
         return _record(s, how, divided, take_ZB, *(ranked() if branches else _draw(s, how, temperature, logits)))
 
@@ -150,7 +151,7 @@ def begin(params, temperature, *, how: How, slots, ring, fewer, branches,
     step = functools.partial(_step, params, temperature, how=how, ring=ring)
     refilled = lambda s: jax.lax.while_loop(busy, step, refill(s))  # noqa: E731
     s = jax.lax.while_loop(lambda s: waiting(s) | _more(s, how, ring, fewer), refilled, s)
-    return s, _alive(s, like)
+    return s.replace(cache=None) if last else s, _alive(s, like)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "slots", "ring", "fewer"))
