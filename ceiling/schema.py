@@ -240,6 +240,12 @@ def validate(config) -> dict:
                     f"config.arms.{name}.{key}={entry[key]} does not divide "
                     f"prompts_per_step * samples_per_prompt = {total}"
                 )
+        together, groups = entry["responses_per_row"], entry["minibatches"]
+        if together > 1 and entry["samples_per_prompt"] % (together * groups):
+            raise ConfigError(
+                f"config.arms.{name}.responses_per_row={together} does not divide samples_per_prompt / minibatches = "
+                f"{entry['samples_per_prompt'] / groups:g}, the responses to a prompt in an update"
+            )
     return config
 
 

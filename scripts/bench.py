@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import work  # noqa: E402
 
 MICRO_TOKENS = 512  # of a micro-batch on each device: on a CPU its activations stay in the cache
+RESPONSES_PER_ROW = {"tiny": 1, "small": 2}  # of a GRPO step; longer rows cost a small model more than they save
 EVALUATED, SAMPLES = 4096, (16, 64, 256, 1024)  # samples in all, and samples per problem
 WORKS = {**work.WORKS, "evaluation": "evaluation"}
 
@@ -142,7 +143,7 @@ class Bench:
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
             clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * _DEVICES.value)),
-            schedule="constant",
+            schedule="constant", responses_per_row=1 if regime == "sft" else RESPONSES_PER_ROW[self.size],
         )  # fmt: skip
         generate = loop.generate
         loop.generate = functools.partial(generate, limits=self.limits(uneven))

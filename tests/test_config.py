@@ -223,6 +223,12 @@ def test_c1_batches_that_do_not_divide(config, key, value):
     refused(config, f"config.arms.grpo.{key}={value}", "prompts_per_step * samples_per_prompt = 8")
 
 
+@pytest.mark.parametrize(("together", "minibatches"), [(3, 1), (4, 1), (2, 2)])
+def test_c1_rows_of_more_responses_than_an_update_has(config, together, minibatches):
+    config["arms"]["grpo"].update(responses_per_row=together, minibatches=minibatches)
+    refused(config, f"config.arms.grpo.responses_per_row={together}", f"minibatches = {2 // minibatches},")
+
+
 @pytest.mark.parametrize("changes, part", [
     (dict(heads=3, kv_heads=2), "model.heads=3"), (dict(heads=2, kv_heads=4), "model.heads=2"),
     (dict(head_dim=15), "model.head_dim=15"),

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import numpy as np
 
-SEQUENCES_PER_ROW = 4  # that a row of a micro-batch has room for, on average
+SEQUENCES_PER_ROW = 4  # that a row of a micro-batch has room for, for each full response that it holds
 
 
 @dataclasses.dataclass
@@ -130,32 +130,64 @@ def stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def micro_batches(
-    examples: list[Example], *, parts: int, rows: int, max_tokens: int, multiple: int = 1
-) -> tuple[Batch, int]:
-    """Examples shared out over micro-batches of one shape: (Batch with a leading axis of `parts`, the number of those
-    that hold any). They fill as few as they fit in; the last ones are blank and need not be run.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Shapes of an arm's micro-batches: `parts` of them, for up to `sequences` sequences of up to max_tokens tokens.
 
-    rows: of max_tokens tokens that a full part may take, so parts * rows examples fit whatever their lengths. It is
-    given one of four numbers of rows, so few programs are compiled however lengths drift; rows and sequences come in
-    multiples of `multiple` (devices). Raises ValueError as `pack` does."""
-    _check(examples, max_tokens, max_tokens)
-    most, sequences = _up(rows, multiple), micro_sequences(parts, rows, multiple)
-    places, needed = _first_fit(examples, max_tokens, SEQUENCES_PER_ROW, share=True)
+    responses: of response_tokens to one prompt that a row has room for. More of them share a prompt, which saves much
+    where prompts are long, and attention pays for the longer rows. multiple: rows and sequences come in multiples of
+    it (devices)."""
+
+    sequences: int
+    parts: int
+    max_tokens: int
+    responses: int = 1
+    response_tokens: int = 0
+    multiple: int = 1
+
+    @property
+    def row_tokens(self) -> int:
+        """The prompt's last token predicts what differs, so every response has one of its own."""
+        return self.max_tokens + (self.responses - 1) * (self.response_tokens + 1)
+
+    @property
+    def rows(self) -> int:
+        """Of a part, if responses to one prompt lie together."""
+        return _up(-(-self.sequences // (self.parts * self.responses)), self.multiple)
+
+    @property
+    def row_sequences(self) -> int:
+        """That a row may hold."""
+        return SEQUENCES_PER_ROW * self.responses
+
+    def room(self, rows: int) -> int:
+        """Sequences that a part of so many rows has room for, if there are as many."""
+        return min(self.row_sequences * rows, _up(self.sequences, self.multiple))
+
+
+def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
+    """Examples shared out over micro-batches of one shape: (Batch with a leading axis of layout.parts, the number of
+    those that hold any). They fill as few as they fit in; the last ones are blank and need not be run.
+
+    All of layout.sequences fit whatever their lengths: where long ones do not share a prompt, parts get more rows. They
+    have one of four numbers of rows (or, then, a few more), so few programs are compiled however lengths drift.
+    Raises ValueError as `pack` does."""
+    if len(examples) > layout.sequences:
+        raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {layout.sequences} sequences")
+    _check(examples, layout.max_tokens, layout.row_tokens)
+    places, needed = _first_fit(examples, layout.row_tokens, layout.row_sequences, share=True)
+    step = _up(-(-layout.rows // 4), layout.multiple)
+    most = max(layout.rows, _up(-(-needed // layout.parts), step))
     live = -(-needed // most)
-    some = min(most, _up(-(-needed // live), _up(-(-rows // 4), multiple)))
+    some = min(most, _up(-(-needed // live), step))
     made = []
     for part in range(live):
         mine = [i for i, place in enumerate(places) if place.row % live == part]
         here = [dataclasses.replace(places[i], row=places[i].row // live) for i in mine]
-        made.append(_filled([examples[i] for i in mine], here, sequences, max_tokens, max_tokens, some))
+        mine = [examples[i] for i in mine]
+        made.append(_filled(mine, here, layout.room(most), layout.max_tokens, layout.row_tokens, some))
     blank = jax.tree.map(np.zeros_like, made[0])
-    return stack(made + [blank] * (parts - live)), live
-
-
-def micro_sequences(parts: int, rows: int, multiple: int) -> int:
-    """Sequences that a micro-batch of so many rows has room for, if there are as many."""
-    return min(SEQUENCES_PER_ROW * _up(rows, multiple), _up(parts * rows, multiple))
+    return stack(made + [blank] * (layout.parts - live)), live
 
 
 def _up(n: int, step: int) -> int:

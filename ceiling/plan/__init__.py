@@ -28,7 +28,7 @@ from ceiling.model.lora import trainable
 from ceiling.model.sharding import BATCH, parts
 from ceiling.plan import memory, work
 from ceiling.regimes import base as regimes
-from ceiling.train.loop import adapted
+from ceiling.train.loop import adapted, layout
 
 USABLE = 0.92  # of a device's memory: the allocator and the runtime keep the rest
 ASSUMED_PROBLEMS = 500  # where the number of evaluation problems is only known from the file
@@ -196,8 +196,9 @@ class _World:
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
         mesh, longest = self.mesh, max((sum(self.lengths), *one.trained))
         sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
-        out = {"update": memory.update(configs["policy"], cfg, sequences, longest, mesh, len(one.frozen),
-                                       self.device.tpu)}
+        response = max((r.max_tokens for r in one.rounds), default=self.lengths[1])
+        row = layout({**cfg, "max_tokens": response}, longest, 1).row_tokens
+        out = {"update": memory.update(configs["policy"], cfg, sequences, row, mesh, len(one.frozen), self.device.tpu)}
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(
                 configs[r.model], prompts=r.prompts, n=r.n, prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,

@@ -99,11 +99,11 @@ def local(config: ModelConfig, tensor: int) -> ModelConfig:
 def update(
     config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict, frozen: int = 0, tpu: bool = False
 ) -> dict[str, float]:
-    """What an update adds at its peak, with every row of a micro-batch full. frozen: models that the loss runs beside
-    the policy. Two moments can be the peak: at the logits, before the micro-batch has a gradient of its own; or in the
-    backward pass of the first block, when it has almost all of it."""
-    each = math.ceil(sequences / cfg["minibatches"] / cfg["microbatches"])
-    rows = math.ceil(each / parts(mesh, BATCH))
+    """What an update adds at its peak, with every row of a micro-batch full. tokens: of a row. frozen: models that the
+    loss runs beside the policy. Two moments can be the peak: at the logits, before the micro-batch has a gradient of
+    its own; or in the backward pass of the first block, when it has almost all of it."""
+    split_over = cfg["minibatches"] * cfg["microbatches"] * cfg["responses_per_row"]
+    rows = math.ceil(math.ceil(sequences / split_over) / parts(mesh, BATCH))
     here, models = local(config, mesh["tensor"]), 1 + frozen
     kept_by_blocks = kept(dataclasses.replace(here, head_chunk_tokens=1), rows, tokens)  # no logits among it
     plain = dataclasses.replace(here, remat="", scan_layers=True)

@@ -11,7 +11,6 @@ Example:
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from ceiling.data.packing import Batch, micro_sequences
+from ceiling.data.packing import Batch
 from ceiling.model.config import ModelConfig, abstract
 from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
@@ -33,6 +32,7 @@ from ceiling.rollout import cache as kv
 from ceiling.rollout import engine, scoring
 from ceiling.rollout.slots import How, begin
 from ceiling.train import optim
+from ceiling.train.loop import layout
 from ceiling.train.step import TrainState, make_step, split
 
 
@@ -107,12 +107,10 @@ def train_state(regime, config: ModelConfig, cfg: dict, optimiser, mesh: Mesh) -
 
 def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     """Micro-batches as the loop packs them, every row full."""
-    each = math.ceil(cfg["prompts_per_step"] * cfg["samples_per_prompt"] / cfg["minibatches"] / cfg["microbatches"])
-    rows = math.ceil(each / setting.rows_over) * setting.rows_over
-    home = batch_sharding(setting.mesh, leading=1)
-    sequences = micro_sequences(cfg["microbatches"], each, setting.rows_over)
-    make = lambda dtype, *shape: laid_out((cfg["microbatches"], *shape), dtype, home)  # noqa: E731
-    packed = [make(jnp.int32, rows, setting.tokens) for _ in range(4)]
+    at, home = layout(cfg, setting.tokens, setting.rows_over), batch_sharding(setting.mesh, leading=1)
+    sequences = at.room(at.rows)
+    make = lambda dtype, *shape: laid_out((at.parts, *shape), dtype, home)  # noqa: E731
+    packed = [make(jnp.int32, at.rows, at.row_tokens) for _ in range(4)]
     targets, index = (make(jnp.int32, sequences, setting.tokens) for _ in range(2))
     mask = make(jnp.float32, sequences, setting.tokens)
     extra = {name: make(jnp.float32, sequences, *[setting.tokens] * per_token) for name, per_token in update.extras}
@@ -123,7 +121,7 @@ def train_step(setting: Setting, cfg: dict) -> Program:
     """The update of an arm."""
     regime, config = regimes.load(cfg["regime"]), setting.model
     one = work.updates(regime, cfg, setting.prompt_tokens, setting.response_tokens)[0]
-    cfg = {**cfg, "max_tokens": setting.response_tokens}
+    cfg = {**cfg, "max_tokens": setting.response_tokens}  # as the loop says it
     optimiser, after, forward = optim.make(cfg), regime.after_update, Forward(config)
     step = make_step(
         lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,

@@ -41,6 +41,8 @@ CONFIG = optim.CONFIG | Section(
     minibatches=number(1, whole=True, low=1, doc="updates per rollout, each on its share of the samples"),
     epochs=number(1, whole=True, low=1, doc="passes over one rollout"),
     microbatches=number(1, whole=True, low=1, doc="gradient accumulation; does not change the result"),
+    responses_per_row=number(1, whole=True, low=1, doc="full responses to one prompt that a packed row has room for; "
+                             "they share its tokens, and attention pays for longer rows; does not change the result"),
     pool=number(2048, whole=True, low=1, doc="training problems"),
     mix=table({}, low=0, doc="share of training problems by group; an arm without one has config.train.mix"),
     max_skipped=number(20, whole=True, low=0, doc="non-finite updates, in all, that the arm survives; none is applied"),
@@ -91,6 +93,15 @@ class Trained:
     times: list[dict]
 
 
+def layout(cfg, max_tokens: int, multiple: int) -> packing.Layout:
+    """Micro-batches of one update of an arm whose sequences have up to max_tokens tokens; cfg["max_tokens"]: its
+    responses."""
+    return packing.Layout(
+        sequences=cfg["prompts_per_step"] * cfg["samples_per_prompt"] // cfg["minibatches"], parts=cfg["microbatches"],
+        max_tokens=max_tokens, responses=cfg["responses_per_row"], response_tokens=cfg["max_tokens"], multiple=multiple,
+    )  # fmt: skip
+
+
 def adapted(config: ModelConfig, cfg) -> ModelConfig:
     """The model that an arm trains: where it starts from, with the arm's adapters and steering vectors if any."""
     if cfg["lora_rank"]:
@@ -125,6 +136,7 @@ class Trainer:
         self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
         self.max_tokens = max(self.max_tokens + task.max_response_tokens, regime.longest(cfg, task))
+        self.layout = layout(cfg, self.max_tokens, mesh.shape["data"] * mesh.shape["fsdp"])
         aux = regime.init_aux(policy.params, cfg) if regime.init_aux else None
         self.optimiser, self.trained = optimiser, trained = optim.make(cfg), trainable(policy.config)
         forward = Forward(policy.config)
@@ -315,7 +327,6 @@ class Trainer:
         """Dispatch the step's updates and charge them; metrics stay on the device. `settle` is called once the first
         batch is packed: the last update may have gone on until then."""
         cfg = self.cfg
-        total = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
         if not examples:
             settle()
         metrics = {"loss": 0.0, "grad_norm": 0.0, "skipped": self.state.skipped}
@@ -326,7 +337,10 @@ class Trainer:
                     continue  # every sample was filtered out: no step at all, not one of momentum and decay
                 self.ledger.count("updates")
                 start = time.perf_counter()
-                batch, live, lengths = self._batch(mine, total // cfg["minibatches"])
+                lengths = [len(e.tokens) for e in mine]
+                batch, live = packing.micro_batches(mine, self.layout)
+                if self.mesh.size > 1:
+                    batch = put(batch, batch_sharding(self.mesh, leading=1))
                 self._worked("host", "policy", start)
                 settle()
                 start = time.perf_counter()
@@ -341,18 +355,8 @@ class Trainer:
                     self.ledger.charge("score", name, flops=accounts.forward_flops(model.config, lengths), **done)
         supervised = sum(int(e.mask[1:].sum()) for e in examples)  # nothing predicts token 0
         self.ledger.count("supervised tokens", cfg["epochs"] * supervised)
-        self.ledger.count("empty training slots", total - len(examples))
+        self.ledger.count("empty training slots", cfg["minibatches"] * self.layout.sequences - len(examples))
         return {"step": step, "lr": lr, "flops": self.ledger.spent(self.budget.axis), "device": metrics}
-
-    def _batch(self, examples, sequences: int):
-        """(micro-batches on the mesh, how many of them are run, lengths of the examples)."""
-        batch, live = packing.micro_batches(
-            examples, parts=self.cfg["microbatches"], rows=-(-sequences // self.cfg["microbatches"]),
-            max_tokens=self.max_tokens, multiple=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
-        )  # fmt: skip
-        if self.mesh.size > 1:
-            batch = put(batch, batch_sharding(self.mesh, leading=1))
-        return batch, live, [len(e.tokens) for e in examples]
 
     def _policy(self, model: str) -> Policy:
         if model in ("policy", "ema"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.data.packing import Example, micro_batches, pack, stack
+from ceiling.data.packing import Example, Layout, micro_batches, pack, stack
 
 lengths_of = st.lists(st.integers(1, 9), max_size=12)
 
@@ -109,7 +109,7 @@ def test_stack_puts_micro_batches_on_a_new_leading_axis():
 def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, multiple, parts):
     rows = -(-24 // parts)
     examples = examples_of(lengths)
-    batch, live = micro_batches(examples, parts=parts, rows=rows, max_tokens=9, multiple=multiple)
+    batch, live = micro_batches(examples, Layout(parts * rows, parts, 9, multiple=multiple))
     assert all(len(leaf) == parts for leaf in jax.tree.leaves(batch)) and batch.tokens_RW.shape[-1] == 9
     used = batch.segments_RW > 0
     assert sorted(batch.tokens_RW[used]) == list(range(1, sum(lengths) + 1)), "each token once"
@@ -141,12 +141,12 @@ def samples_of(prompts, lengths, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    prompts=st.lists(st.integers(1, 5), min_size=3, max_size=3), seed=st.integers(0, 99),
+    prompts=st.lists(st.integers(1, 5), min_size=3, max_size=3), seed=st.integers(0, 99), responses=st.integers(1, 4),
     lengths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=3, max_size=3),
 )  # fmt: skip
-def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts, lengths, seed):
+def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts, lengths, seed, responses):
     examples = samples_of(prompts, lengths, seed)
-    batch, live = micro_batches(examples, parts=5, rows=4, max_tokens=11)
+    batch, live = micro_batches(examples, Layout(20, 5, 11, responses, 6))
     found = []
     for m in range(live):
         one = jax.tree.map(lambda leaf: leaf[m], batch)  # noqa: B023
@@ -168,14 +168,35 @@ def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts,
 
 def test_a_shared_prompt_is_laid_down_once_a_row():
     examples = samples_of([5], [[2, 2, 2]])
-    batch, live = micro_batches(examples, parts=3, rows=1, max_tokens=13)
+    batch, live = micro_batches(examples, Layout(3, 3, 13))
     assert live == 1 and (batch.segments_RW > 0).sum() == 4 + 3 * (1 + 2), "the last token is each one's own"
     alone = [Example(e.tokens, e.mask, {**e.extra, "w": np.ones(len(e.tokens))}) for e in examples]
-    assert micro_batches(alone, parts=3, rows=1, max_tokens=13)[1] == 3, "what has values of its own is not shared"
+    assert micro_batches(alone, Layout(3, 3, 13))[1] == 3, "what has values of its own is not shared"
+
+
+@pytest.mark.parametrize("responses", [2, 4])
+def test_longer_rows_lay_a_prompt_down_once_for_so_many_full_responses(responses):
+    examples, layout = samples_of([5] * 3, [[6] * 8] * 3), Layout(24, 3, 11, responses, 6)
+    batch, live = micro_batches(examples, layout)
+    assert live == 3 and batch.tokens_RW.shape == (3, 8 // responses, 4 + responses * 7)
+    assert batch.tokens_RW.shape[1:] == (layout.rows, layout.row_tokens) and (batch.segments_RW > 0).all()
+    assert batch.mask_BT.shape[1] == layout.room(layout.rows)
+
+
+def test_what_shares_no_prompt_fits_longer_rows_all_the_same():
+    examples, layout = examples_of([11] * 24), Layout(24, 3, 11, 2, 6)
+    batch, live = micro_batches(examples, layout)
+    assert live == 3 and batch.tokens_RW.shape == (3, 8, 18), "one to a row, and rows for all"
+    assert (batch.mask_BT.sum(axis=2) > 0).sum() == 24
+
+
+def test_more_examples_than_the_batch_has_are_refused():
+    with pytest.raises(ValueError, match="5 examples do not fit a batch of 4"):
+        micro_batches(examples_of([1] * 5), Layout(4, 2, 3))
 
 
 def test_short_sequences_fill_few_micro_batches_and_long_ones_all():
-    made = lambda n: micro_batches(examples_of([n] * 32), parts=8, rows=4, max_tokens=9)  # noqa: E731
+    made = lambda n: micro_batches(examples_of([n] * 32), Layout(32, 8, 9))  # noqa: E731
     assert [made(n)[1] for n in (9, 4, 3, 1)] == [8, 4, 3, 2], "the last has room for four sequences to a row"
     shapes = {made(n)[0].tokens_RW.shape for n in (9, 4, 3)}
     assert shapes == {(8, 4, 9)}, "one program serves them all"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.data.packing import Example, micro_batches, pack
+from ceiling.data.packing import Example, Layout, micro_batches, pack
 from ceiling.model import forward, log_softmax_at, token_logprobs
 from ceiling.model.logprobs import map_chunks
 from ceiling.model.sequences import Forward
@@ -193,7 +193,7 @@ def test_X3_samples_that_share_their_prompt_have_the_log_probs_and_gradients_of_
         return jnp.sum(logp_BT * jnp.cos(batch.targets_BT)), logp_BT  # a weight for each target
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True))
-    shared, live = micro_batches(examples, parts=1, rows=6, max_tokens=16)
+    shared, live = micro_batches(examples, Layout(6, 1, 16))
     together = jax.tree.map(lambda leaf: leaf[0], shared)
     alone = pack(examples, sequences=len(together.mask_BT), max_tokens=16, row_tokens=16)
     assert live == 1 and np.sum(together.segments_RW > 0) <= sum(len(e.tokens) for e in examples) - 15

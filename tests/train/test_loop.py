@@ -289,6 +289,14 @@ def test_GR7_a_step_that_fills_only_some_microbatches(lab):
     assert len(trained.curve) == 3
 
 
+def test_X3_longer_rows_change_nothing_but_the_tokens_that_are_run(lab):
+    runs = [run(lab.trainer("grpo", lab.Budget(steps=2), microbatches=2, responses_per_row=n)) for n in (1, 2)]
+    one, two = (trained.ledger.entries["train", "policy"] for trained in runs)
+    assert one.tokens == two.tokens and one.flops == two.flops and two.executed_tokens < one.executed_tokens
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)  # noqa: E731
+    jax.tree.map(close, *(host(trained.params) for trained in runs))
+
+
 def test_OS3_duplicates_of_a_problem_in_a_step_are_groups_of_their_own(lab):
     """One-problem training: the groups of a step must be different draws, or a batch of groups is one group."""
     seen = []
