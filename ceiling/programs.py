@@ -25,7 +25,7 @@ def settings() -> dict[str, str | float]:
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return {
         "jax_compilation_cache_dir": str(home / "ceiling" / f"programs-{platform.machine()}-{kind}"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": MOST_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": 0.1, "jax_compilation_cache_max_size": MOST_BYTES,
     }  # fmt: skip
 
 

@@ -215,9 +215,11 @@ def start_seconds(size: str, regime: str, cache: str) -> float:
     """Seconds from starting a fresh process to the end of its first step, with programs kept in `cache`."""
     began = time.perf_counter()
     command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}", f"--devices={_DEVICES.value}"]
-    # Without this process's variable, so that it has to start itself again, as a user's does.
-    inherited = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    subprocess.run(command, check=True, env={**inherited, "JAX_COMPILATION_CACHE_DIR": cache})
+    # Without what this process was given, so that it starts itself again and keeps programs as a user's command does.
+    ours = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+            "JAX_COMPILATION_CACHE_MAX_SIZE")  # fmt: skip
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    subprocess.run(command, check=True, env={**inherited, "XDG_CACHE_HOME": cache})
     return time.perf_counter() - began
 
 
@@ -286,7 +288,8 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    from ceiling import pages
+    from ceiling import pages, programs
 
     pages.use()  # as every command does
+    programs.keep()
     app.run(main)

@@ -21,7 +21,7 @@ from ceiling.model.config import ModelConfig, table
 from ceiling.model.rope import rotary, rotations
 from ceiling.model.sharding import constrain, gathered
 
-QUERY_BLOCKS, FEWEST_QUERIES = 4, 32  # of a sequence that looks at itself, and of a block; see `causal_attention`
+QUERY_BLOCKS, FEWEST_QUERIES = 4, 64  # of a sequence that looks at itself, and of a block; see `causal_attention`
 NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
 # What each choice of `remat` keeps of a block beside its input. "dots" keeps the outputs of the projections, which
 # `project` makes products without batch axes; attention's products have them, and its [T, T] scores are made again.

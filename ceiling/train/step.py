@@ -5,6 +5,7 @@ sums and denominators, and divides once by the global denominator. So a batch gi
 however it is split over micro-batches or devices (invariant X-3).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ceiling.model import layers
-from ceiling.model.config import unflatten
+from ceiling.model.config import UNOPTIMISED, unflatten
 from ceiling.model.sharding import put
 
 
@@ -52,14 +53,15 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None, traina
     trained, counters = split(params, trainable)[0], (jnp.int32(0), jnp.int32(0))  # two, since both are donated
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding):
-        return TrainState(params, jax.jit(optimiser.init)(trained), aux, *counters)
+        return TrainState(params, jax.jit(optimiser.init, compiler_options=UNOPTIMISED)(trained), aux, *counters)
     everywhere = NamedSharding(home.mesh, PartitionSpec())
     shardings = optax.tree_map_params(
         optimiser, lambda _, weight: weight.sharding, jax.eval_shape(optimiser.init, trained), trained,
         transform_non_params=lambda _: everywhere,
     )  # fmt: skip
     counters = (put(counter, everywhere) for counter in counters)
-    return TrainState(params, jax.jit(optimiser.init, out_shardings=shardings)(trained), aux, *counters)
+    fresh = jax.jit(optimiser.init, out_shardings=shardings, compiler_options=UNOPTIMISED)
+    return TrainState(params, fresh(trained), aux, *counters)
 
 
 def make_step(
@@ -82,21 +84,25 @@ def make_step(
         mine, rest = split(state.params, trainable)
         ours, others = (layers.apart(mine), layers.apart(rest)) if unrolled else (mine, rest)
 
-        def total(ours, batch):
-            loss_sum, denominator, metrics = loss(join(ours, others), batch, frozen)
-            return loss_sum, (denominator, metrics)
+        @functools.partial(jax.jit, inline=True)  # so that it is traced once, for the shapes and for the loop
+        def sums(ours, others, frozen, batch):
+            def total(ours):
+                loss_sum, denominator, metrics = loss(join(ours, others), batch, frozen)
+                return loss_sum, (denominator, metrics)
 
-        def sums(i):
-            batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), microbatches)
-            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(ours, batch)
+            (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(ours)
             return loss_sum, aux, grads
+
+        def part(i):
+            pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)  # noqa: E731
+            return sums(ours, others, frozen, jax.tree.map(pick, microbatches))
 
         parts = jax.tree.leaves(microbatches)[0].shape[0]
         if parts == 1:
-            loss_sum, (denominator, metrics), grads = sums(0)
+            loss_sum, (denominator, metrics), grads = part(0)
         else:
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, 0))
-            more = lambda i, carry: jax.tree.map(jnp.add, carry, sums(i))  # noqa: E731
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, 0))
+            more = lambda i, carry: jax.tree.map(jnp.add, carry, part(i))  # noqa: E731
             loss_sum, (denominator, metrics), grads = jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, layers.stacked(grads) if unrolled else grads)

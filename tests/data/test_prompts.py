@@ -3,7 +3,8 @@
 import pytest
 
 from ceiling.config import ConfigError
-from ceiling.data.prompts import MAX_LOOPS, MAX_TEXT, check, control_token, identity, render
+from ceiling.data.chat_template import MAX_LOOPS, MAX_TEXT
+from ceiling.data.prompts import check, control_token, identity, render
 from ceiling.data.tokenizer_file import load
 from ceiling.data.tokens import ByteTokenizer
 

@@ -75,6 +75,14 @@ def test_every_advantage_equals_brute_force_for_group_size(formulas, kind, G):
     )
 
 
+@pytest.mark.parametrize("kind", grpo.ADVANTAGES)
+def test_advantages_of_a_jax_array_are_those_of_the_host(kind):
+    rewards = np.random.default_rng(1).integers(0, 3, (5, 4)).astype(np.float32)
+    host, device = (grpo.advantages(R, kind=kind) for R in (rewards, jnp.asarray(rewards)))
+    assert isinstance(host, np.ndarray) and isinstance(device, jax.Array) and host.dtype == device.dtype == np.float32
+    np.testing.assert_allclose(host, device, atol=1e-6)
+
+
 # --- pass@k as the objective ------------------------------------------------------------------------------
 
 

@@ -43,32 +43,34 @@ def advantages(rewards_NG, *, kind: str, pass_k: int = 1):
     R_i minus the mean of the others = G/(G-1) (R - mean). batch_whitened: centred and scaled over
     all N*G rewards. best_of_group: the best sample gets R_max - R_second, the others 0 (pass@k).
     pass_at_k: what pass@k gains by sample i, k = pass_k < G (above). Equal rewards in a group give
-    exactly 0 (all kinds but batch_whitened). G = 1 raises ValueError.
+    exactly 0 (all kinds but batch_whitened). G = 1 raises ValueError. What is not a jax array is computed by numpy:
+    on the host jax would compile every operation for every N that filters leave.
     """
-    rewards_NG = jnp.asarray(rewards_NG, jnp.float32)
-    N, G = rewards_NG.shape
+    xp = jnp if isinstance(rewards_NG, jax.Array) else np
+    rewards_NG = xp.asarray(rewards_NG, np.float32)
+    G = rewards_NG.shape[1]
     if G < 2:
         raise ValueError(f"grpo.advantages: needs at least 2 samples per prompt, got {G}; raise samples_per_prompt")
     # Shifting by one member first makes a group of equal rewards exactly zero, rounding or not.
     shifted_NG = rewards_NG - rewards_NG[:, :1]
-    centred_NG = shifted_NG - jnp.mean(shifted_NG, axis=1, keepdims=True)
+    centred_NG = shifted_NG - xp.mean(shifted_NG, axis=1, keepdims=True)
     if kind == "group_std":
-        return centred_NG / (jnp.std(rewards_NG, axis=1, ddof=1, keepdims=True) + 1e-4)
+        return centred_NG / (xp.std(rewards_NG, axis=1, ddof=1, keepdims=True) + 1e-4)
     if kind == "group_mean":
         return centred_NG
     if kind == "leave_one_out":
         return centred_NG * (G / (G - 1))
     if kind == "batch_whitened":
         shifted_NG = rewards_NG - rewards_NG[0, 0]
-        return (shifted_NG - jnp.mean(shifted_NG)) / (jnp.std(rewards_NG, ddof=1) + 1e-4)
+        return (shifted_NG - xp.mean(shifted_NG)) / (xp.std(rewards_NG, ddof=1) + 1e-4)
     if kind == "best_of_group":
-        top_N2, index_N2 = jax.lax.top_k(rewards_NG, 2)
-        gap_N = top_N2[:, 0] - top_N2[:, 1]
-        return jnp.zeros((N, G)).at[jnp.arange(N), index_N2[:, 0]].set(gap_N)
+        best_NG = xp.arange(G) == xp.argmax(rewards_NG, axis=1, keepdims=True)
+        rising_NG = xp.sort(rewards_NG, axis=1)
+        return xp.where(best_NG, rising_NG[:, -1:] - rising_NG[:, -2:-1], np.float32(0))
     if kind == "pass_at_k":
-        rising_NG = jnp.argsort(shifted_NG, axis=1)
-        gained_NG = jnp.take_along_axis(shifted_NG, rising_NG, axis=1) @ _subset_weights(G, pass_k).T
-        return jnp.zeros((N, G)).at[jnp.arange(N)[:, None], rising_NG].set(gained_NG)
+        rising_NG = xp.argsort(shifted_NG, axis=1)
+        gained_NG = xp.take_along_axis(shifted_NG, rising_NG, axis=1) @ _subset_weights(G, pass_k).T
+        return xp.take_along_axis(gained_NG, xp.argsort(rising_NG, axis=1), axis=1)
     raise ValueError(f"grpo.advantages: kind={kind!r} is not one of {', '.join(ADVANTAGES)}")
 
 
