@@ -99,12 +99,12 @@ def test_FL1_attention_term_alone():
     config = dataclasses.replace(CONFIG, scan_layers=False, layers=1, width=32, ffn=32, heads=4, head_dim=64)
     # elementwise work (mask, softmax) is linear in T^2 too: about 8 per score beside 4 * 64
     shape = lambda T: jax.ShapeDtypeStruct((1, T), jnp.int32)  # noqa: E731
-    executed = [xla_flops(lambda p, t: forward(p, config, t), abstract(config), shape(T)) for T in (128, 256)]
-    closed = [forward_flops(config, T, causal=False) for T in (128, 256)]
+    executed = [xla_flops(lambda p, t: forward(p, config, t), abstract(config), shape(T)) for T in (256, 512)]
+    closed = [forward_flops(config, T, causal=False) for T in (256, 512)]
     quadratic = executed[1] - 2 * executed[0]
     looked_at = (1 + 1 / QUERY_BLOCKS) / 2  # of the square: blocks of queries leave out the keys behind their end
     assert quadratic == pytest.approx(looked_at * (closed[1] - 2 * closed[0]), rel=0.06)
-    assert closed[1] - 2 * closed[0] == 4 * 4 * 64 * (256**2 - 2 * 128**2)
+    assert closed[1] - 2 * closed[0] == 4 * 4 * 64 * (512**2 - 2 * 256**2)
 
 
 def by_hand(c, T):
