@@ -5,8 +5,9 @@
 
 Peers run in environments of their own under --envs, which --install makes. Sides take turns, round by round, each on
 the first --threads cores, so that a slow minute of the machine hits them all; a number is the median of repeats x
-rounds. Writes OUT/table.md and OUT/results.json after every row. Ours is scripts/bench.py, which also measures the
-matrix product and the memory that the limit stands for and prices the work by the ledger.
+rounds. Writes OUT/table.md and OUT/results.json after every row, beside the rows that calls with the same settings
+left there; benchmarks/goals.py says which of the project's goals they reach. Ours is scripts/bench.py, which also
+measures the matrix product and the memory that the limit stands for and prices the work by the ledger.
 """
 
 import argparse
@@ -129,9 +130,26 @@ def measure(row: dict, name: str, side, job: dict) -> None:
     print(f"{row['size']} {row['work']} {name}: {said}", file=sys.stderr, flush=True)
 
 
-def write(out: pathlib.Path, rows: list[dict], peers: list[str], about: str) -> None:
-    (out / "table.md").write_text(f"{about}\n\n{table.markdown(rows, {name: PEERS[name][1] for name in peers})}")
+def write(out: pathlib.Path, rows: list[dict], about: str) -> None:
+    peers = {name: heading for name, (_, heading, _) in PEERS.items() if any(name in row["sides"] for row in rows)}
+    (out / "table.md").write_text(f"{about}\n\n{table.markdown(rows, peers)}")
     (out / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+
+
+def kept(out: pathlib.Path, about: str, sizes: list[str], works: list[str]) -> list[dict]:
+    """Rows of earlier calls into the same folder that this one does not measure again. Raises SystemExit, one line, if
+    they were measured in another way."""
+    if not (out / "results.json").exists():
+        return []
+    earlier = json.loads((out / "results.json").read_text())
+    if earlier["about"] != about:
+        raise SystemExit(f"run.py: --out {out} has rows of other settings ({earlier['about']}); give another folder")
+    return [row for row in earlier["rows"] if row["size"] not in sizes or row["work"] not in works]
+
+
+def ordered(rows: list[dict]) -> list[dict]:
+    sizes, works = list(work.SIZES), list(work.WORKS)
+    return sorted(rows, key=lambda row: (sizes.index(row["size"]), works.index(row["work"])))
 
 
 def chosen(given: str, known, flag: str) -> list[str]:
@@ -184,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
 
     ours = Ours(args.out / "ceiling.log", args.timeout)
     sides = {name: Side(command(name), args.out / f"{name}.log", args.timeout) for name in names}
-    rows = []
+    rows = kept(args.out, about, sizes, works)
     try:
         for size in sizes:
             for name in works:
@@ -201,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
                         side = sides[env]
                         side.close()  # a fresh process: with TRL in it, `generate` took up to twice as long
                         measure(row, peer, side, {**job, "peer": peer, "began": time.time()})
-                write(args.out, rows, peers, about)
+                write(args.out, ordered(rows), about)
     finally:
         for side in (ours, *sides.values()):
             side.close()

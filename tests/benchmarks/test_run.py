@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import run, table, work  # noqa: E402
+from benchmarks import goals, run, table, work  # noqa: E402
 from benchmarks.peers.side import Stepper  # noqa: E402
 
 
@@ -159,6 +159,41 @@ def test_a_side_that_dies_gives_a_row_that_says_so_and_the_others_go_on(envs, tm
     assert len(rows["start_sft"]["trl"]["seconds"]) == 2 and min(rows["start_sft"]["trl"]["seconds"]) > 0.01
     assert len(rows["sft"]["ceiling"]["seconds"]) == 6
     assert re.search(r"\| SFT step, tiny \| 0.5 s \| 60% \|", text)
+
+
+def test_calls_into_one_folder_fill_one_table_and_other_settings_are_refused(envs, tmp_path):
+    call = ["--peers=torch", f"--envs={envs}", "--sizes=tiny", "--rounds=1", f"--out={tmp_path}"]
+    for works, repeats in (("sft,rollout_even", 2), ("rollout_even", 2)):
+        run.main([*call, f"--works={works}", f"--repeats={repeats}"])
+        rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+        assert [row["work"] for row in rows] == ["sft", "rollout_even"], "in the order of the works, each once"
+    with pytest.raises(SystemExit, match="run.py: --out .* has rows of other settings .*give another folder"):
+        run.main([*call, "--works=sft", "--repeats=3"])
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows, "nothing is lost"
+
+
+def test_goals_are_said_to_be_reached_or_not_by_the_numbers(tmp_path, capsys):
+    def row(name, size, ours, more=None, **peers):
+        sides = {table.OURS: {"seconds": [ours], **(more or {})}, **{p: {"seconds": [s]} for p, s in peers.items()}}
+        return {"size": size, "work": name, "sides": sides}
+
+    rows = [
+        row("grpo_even", "tiny", 2.0, trl=3.99, tunix=6.0), row("grpo_even", "small", 2.0, trl=2.8),
+        row("start_sft", "tiny", 6.0, {"warm_seconds": [4.1]}),
+    ]  # fmt: skip
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"about": "x86_64, 1 of 2 cores; and more", "rows": rows}))
+    goals.main([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| work | goal | x86_64, 1 of 2 cores |"
+    assert "| GRPO step, even | 2 and 1.4 x TRL | **2.00**, 1.40 |" in lines, "1.995 is not 2"
+    assert "| GRPO step, even | 3 and 1.75 x Tunix | 3.00, ? |" in lines
+    assert "| SFT step | 1.3 and 1.1 x TRL | ?, ? |" in lines
+    assert "| start to first SFT step, tiny | 6 s (compiled 4 s) | 6.0 (**4.1**) |" in lines
+    assert "| start to first GRPO step, tiny | 9 s (compiled 5 s) | ? |" in lines
+    assert len(lines) == 2 + len(goals.RATIOS) + len(goals.STARTS)
+    with pytest.raises(SystemExit, match="goals.py: name the results.json"):
+        goals.main([])
 
 
 @pytest.mark.parametrize(
