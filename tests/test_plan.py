@@ -14,7 +14,7 @@ import pytest
 import ceiling
 from ceiling import ledger as accounts
 from ceiling.config import ConfigError, plain
-from ceiling.data.packing import Batch
+from ceiling.data.packing import Batch, Example, micro_batches
 from ceiling.model.config import ModelConfig, abstract, parameter_count
 from ceiling.model.lora import trainable
 from ceiling.model.sequences import Forward
@@ -24,6 +24,7 @@ from ceiling.regimes.base import load as regime
 from ceiling.rollout import cache as kv
 from ceiling.train import optim
 from ceiling.train.loop import CONFIG as LOOP
+from ceiling.train.loop import layout
 from ceiling.train.step import TrainState, init_state, make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -81,6 +82,18 @@ def test_the_slow_copy_is_exact():
     params = init_params(config)
     assert memory.slow_state(regime("rlp"), config, cfg, ONE) == nbytes(regime("rlp").init_aux(params, cfg))
     assert memory.slow_state(regime("sft"), config, cfg, ONE) == 0
+
+
+@pytest.mark.parametrize("responses", [1, 2, 4])
+def test_the_planned_batch_is_the_one_that_is_packed(responses):
+    P, R, rows = 5, 6, dict(prompts_per_step=4, samples_per_prompt=4, microbatches=2, responses_per_row=responses)
+    cfg = {**arm("grpo", **rows), "max_tokens": R}
+    setting = programs.Setting(ModelConfig(**SIZES), make_mesh(), {}, P, R)
+    planned = programs.batch(work.updates(regime("grpo"), cfg, P, R)[0], cfg, setting)
+    mask = np.arange(P + R) >= P
+    full = [Example(np.full(P + R, prompt), mask, {"behaviour": 1.0 * mask, "advantage": 1.0}) for prompt in range(4)]
+    packed, live = micro_batches(full * 4, layout(cfg, P + R, 1))
+    assert live == 2 and jax.tree.map(jnp.shape, planned) == jax.tree.map(jnp.shape, packed)
 
 
 def init_params(config):

@@ -121,7 +121,7 @@ def train_step(setting: Setting, cfg: dict) -> Program:
     """The update of an arm."""
     regime, config = regimes.load(cfg["regime"]), setting.model
     one = work.updates(regime, cfg, setting.prompt_tokens, setting.response_tokens)[0]
-    cfg = {**cfg, "max_tokens": setting.response_tokens}  # as the loop says it
+    cfg = {**cfg, "max_tokens": setting.response_tokens}
     optimiser, after, forward = optim.make(cfg), regime.after_update, Forward(config)
     step = make_step(
         lambda params, batch, frozen: regime.loss(params, batch, frozen, forward, cfg), optimiser,
