@@ -2,7 +2,8 @@
 
     python benchmarks/goals.py OUT/results.json [OUT_OF_ANOTHER_CALL/results.json ...]
 
-One column for each file, ratios to the peer at tiny and small; bold: not reached, ?: not measured.
+One column for each file, headed by what it was run on: ratios to the peer at tiny and small; bold: not reached, ?: not
+measured.
 """
 
 import json
@@ -27,10 +28,10 @@ RATIOS = (  # work, peer, its name here, at least so many times as long as ours 
 STARTS = (("start_sft", 6.0, 4.0), ("start_grpo", 9.0, 5.0))  # at tiny: seconds with nothing compiled, and compiled
 
 
-def markdown(calls: dict[str, list[dict]]) -> str:
-    """The table; calls: heading of a column -> rows, see benchmarks/table.py."""
-    found = [{(row["work"], row["size"]): row for row in rows} for rows in calls.values()]
-    lines = [["work", "goal", *calls], ["---"] * (2 + len(calls))]
+def markdown(calls: list[tuple[str, list[dict]]]) -> str:
+    """The table; calls: (heading of a column, rows), see benchmarks/table.py."""
+    found = [{(row["work"], row["size"]): row for row in rows} for _, rows in calls]
+    lines = [["work", "goal", *(heading for heading, _ in calls)], ["---"] * (2 + len(calls))]
     for name, peer, called, *least in RATIOS:
         goal = " and ".join(f"{x:g}" for x in dict.fromkeys(least))
         needs = list(zip(work.SIZES, least, strict=True))
@@ -63,11 +64,8 @@ def _said(text: str, reached: bool) -> str:
 def main(paths: list[str]) -> None:
     if not paths:
         raise SystemExit("goals.py: name the results.json of one call of benchmarks/run.py or of several")
-    calls = {}
-    for path in paths:
-        answer = json.loads(pathlib.Path(path).read_text())
-        calls[answer["about"].split(";")[0]] = answer["rows"]
-    print(markdown(calls), end="")
+    answers = [json.loads(pathlib.Path(path).read_text()) for path in paths]
+    print(markdown([(answer["about"].split(";")[0], answer["rows"]) for answer in answers]), end="")
 
 
 if __name__ == "__main__":

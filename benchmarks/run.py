@@ -5,9 +5,10 @@
 
 Peers run in environments of their own under --envs, which --install makes. Sides take turns, round by round, each on
 the first --threads cores, so that a slow minute of the machine hits them all; a number is the median of repeats x
-rounds. Writes OUT/table.md and OUT/results.json after every row, beside the rows that calls with the same settings
-left there; benchmarks/goals.py says which of the project's goals they reach. Ours is scripts/bench.py, which also
-measures the matrix product and the memory that the limit stands for and prices the work by the ledger.
+rounds. Writes OUT/table.md and OUT/results.json after every row, in place of the row that a call with the same settings
+left there and beside the others; benchmarks/goals.py says which of the project's goals they reach. Ours is
+scripts/bench.py, which also measures the matrix product and the memory that the limit stands for and prices the work by
+the ledger.
 """
 
 import argparse
@@ -136,20 +137,21 @@ def write(out: pathlib.Path, rows: list[dict], about: str) -> None:
     (out / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
 
 
-def kept(out: pathlib.Path, about: str, sizes: list[str], works: list[str]) -> list[dict]:
-    """Rows of earlier calls into the same folder that this one does not measure again. Raises SystemExit, one line, if
-    they were measured in another way."""
+def kept(out: pathlib.Path, about: str) -> list[dict]:
+    """Rows of earlier calls into the same folder. Raises SystemExit, one line, if they were measured in another way."""
     if not (out / "results.json").exists():
         return []
     earlier = json.loads((out / "results.json").read_text())
     if earlier["about"] != about:
         raise SystemExit(f"run.py: --out {out} has rows of other settings ({earlier['about']}); give another folder")
-    return [row for row in earlier["rows"] if row["size"] not in sizes or row["work"] not in works]
+    return earlier["rows"]
 
 
-def ordered(rows: list[dict]) -> list[dict]:
+def with_row(rows: list[dict], new: dict) -> list[dict]:
+    """The rows in the order of sizes and works, `new` in place of the one of its work."""
     sizes, works = list(work.SIZES), list(work.WORKS)
-    return sorted(rows, key=lambda row: (sizes.index(row["size"]), works.index(row["work"])))
+    place = lambda row: (sizes.index(row["size"]), works.index(row["work"]))  # noqa: E731
+    return sorted([*(row for row in rows if place(row) != place(new)), new], key=place)
 
 
 def chosen(given: str, known, flag: str) -> list[str]:
@@ -202,12 +204,11 @@ def main(argv: list[str] | None = None) -> None:
 
     ours = Ours(args.out / "ceiling.log", args.timeout)
     sides = {name: Side(command(name), args.out / f"{name}.log", args.timeout) for name in names}
-    rows = kept(args.out, about, sizes, works)
+    rows = kept(args.out, about)
     try:
         for size in sizes:
             for name in works:
                 row = {"size": size, "work": name, "matrix_rates": [], "memory_rates": [], "sides": {}}
-                rows.append(row)
                 job = {"work": name, "size": size, "threads": args.threads}
                 job["repeats"] = 1 if name.startswith("start_") else args.repeats
                 for _ in range(args.rounds):
@@ -219,7 +220,8 @@ def main(argv: list[str] | None = None) -> None:
                         side = sides[env]
                         side.close()  # a fresh process: with TRL in it, `generate` took up to twice as long
                         measure(row, peer, side, {**job, "peer": peer, "began": time.time()})
-                write(args.out, ordered(rows), about)
+                rows = with_row(rows, row)
+                write(args.out, rows, about)
     finally:
         for side in (ours, *sides.values()):
             side.close()

@@ -240,7 +240,7 @@ def validate(config) -> dict:
                     f"config.arms.{name}.{key}={entry[key]} does not divide "
                     f"prompts_per_step * samples_per_prompt = {total}"
                 )
-        together, groups = entry["responses_per_row"], entry["minibatches"]
+        together, groups = entry.get("responses_per_row", 1), entry["minibatches"]
         if together > 1 and entry["samples_per_prompt"] % (together * groups):
             raise ConfigError(
                 f"config.arms.{name}.responses_per_row={together} does not divide samples_per_prompt / minibatches = "

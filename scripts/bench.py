@@ -143,7 +143,7 @@ class Bench:
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
             clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * _DEVICES.value)),
-            schedule="constant", responses_per_row=1 if regime == "sft" else RESPONSES_PER_ROW[self.size],
+            schedule="constant", **({} if regime == "sft" else {"responses_per_row": RESPONSES_PER_ROW[self.size]}),
         )  # fmt: skip
         generate = loop.generate
         loop.generate = functools.partial(generate, limits=self.limits(uneven))

@@ -169,15 +169,17 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
     """Examples shared out over micro-batches of one shape: (Batch with a leading axis of layout.parts, the number of
     those that hold any). They fill as few as they fit in; the last ones are blank and need not be run.
 
-    All of layout.sequences fit whatever their lengths: where long ones do not share a prompt, parts get more rows. They
-    have one of four numbers of rows (or, then, a few more), so few programs are compiled however lengths drift.
+    All of layout.sequences fit whatever their lengths: where rows are longer than a sequence and long ones do not share
+    a prompt, parts get more rows than layout.rows. Otherwise they have one of four numbers of rows, so few programs are
+    compiled however lengths drift.
     Raises ValueError as `pack` does."""
     if len(examples) > layout.sequences:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {layout.sequences} sequences")
     _check(examples, layout.max_tokens, layout.row_tokens)
     places, needed = _first_fit(examples, layout.row_tokens, layout.row_sequences, share=True)
-    step = _up(-(-layout.rows // 4), layout.multiple)
-    most = max(layout.rows, _up(-(-needed // layout.parts), step))
+    step, most = _up(-(-layout.rows // 4), layout.multiple), layout.rows
+    if needed > layout.parts * most:
+        most = _up(-(-needed // layout.parts), step)
     live = -(-needed // most)
     some = min(most, _up(-(-needed // live), step))
     made = []

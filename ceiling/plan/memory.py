@@ -102,7 +102,7 @@ def update(
     """What an update adds at its peak, with every row of a micro-batch full. tokens: of a row. frozen: models that the
     loss runs beside the policy. Two moments can be the peak: at the logits, before the micro-batch has a gradient of
     its own; or in the backward pass of the first block, when it has almost all of it."""
-    split_over = cfg["minibatches"] * cfg["microbatches"] * cfg["responses_per_row"]
+    split_over = cfg["minibatches"] * cfg["microbatches"] * cfg.get("responses_per_row", 1)
     rows = math.ceil(math.ceil(sequences / split_over) / parts(mesh, BATCH))
     here, models = local(config, mesh["tensor"]), 1 + frozen
     kept_by_blocks = kept(dataclasses.replace(here, head_chunk_tokens=1), rows, tokens)  # no logits among it

@@ -123,7 +123,7 @@ def examples(material: Material, cfg):
     for initial, refinements in zip(material.samples[0], later, strict=True):
         groups.append(union(initial, refinements, cfg["refined"], material.rng))
     rewards_NG = np.array([[reward(s.verdict) for s, _ in group] for group in groups], np.float32)
-    advantages_NG = np.asarray(grpo.advantages(rewards_NG, kind="group_mean"))
+    advantages_NG = grpo.advantages(rewards_NG, kind="group_mean")
     for group, initial, row in zip(groups, material.samples[0], advantages_NG, strict=True):
         for (s, refined), a in zip(group, row, strict=True):
             behaviour = np.zeros_like(s.logprobs) if refined else s.logprobs

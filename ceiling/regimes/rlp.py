@@ -108,7 +108,7 @@ def gains(material: Material, cfg) -> np.ndarray:
 
 def examples(material: Material, cfg):
     """Equation (4), attached to the thoughts: context and continuation carry no loss (RL-5)."""
-    advantage_NG = np.asarray(grpo.advantages(gains(material, cfg), kind="leave_one_out"))
+    advantage_NG = grpo.advantages(gains(material, cfg), kind="leave_one_out")
     return [
         response_example(thought, behaviour=thought.logprobs, advantage=a)
         for row, group in zip(advantage_NG, material.samples[0], strict=True)

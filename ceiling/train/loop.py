@@ -41,8 +41,6 @@ CONFIG = optim.CONFIG | Section(
     minibatches=number(1, whole=True, low=1, doc="updates per rollout, each on its share of the samples"),
     epochs=number(1, whole=True, low=1, doc="passes over one rollout"),
     microbatches=number(1, whole=True, low=1, doc="gradient accumulation; does not change the result"),
-    responses_per_row=number(1, whole=True, low=1, doc="full responses to one prompt that a packed row has room for; "
-                             "they share its tokens, and attention pays for longer rows; does not change the result"),
     pool=number(2048, whole=True, low=1, doc="training problems"),
     mix=table({}, low=0, doc="share of training problems by group; an arm without one has config.train.mix"),
     max_skipped=number(20, whole=True, low=0, doc="non-finite updates, in all, that the arm survives; none is applied"),
@@ -95,10 +93,11 @@ class Trained:
 
 def layout(cfg, max_tokens: int, multiple: int) -> packing.Layout:
     """Micro-batches of one update of an arm whose sequences have up to max_tokens tokens; cfg["max_tokens"]: its
-    responses."""
+    responses. Longer rows are a setting of regimes whose examples are groups of samples."""
     return packing.Layout(
         sequences=cfg["prompts_per_step"] * cfg["samples_per_prompt"] // cfg["minibatches"], parts=cfg["microbatches"],
-        max_tokens=max_tokens, responses=cfg["responses_per_row"], response_tokens=cfg["max_tokens"], multiple=multiple,
+        max_tokens=max_tokens, responses=cfg.get("responses_per_row", 1), response_tokens=cfg["max_tokens"],
+        multiple=multiple,
     )  # fmt: skip
 
 

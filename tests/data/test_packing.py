@@ -183,6 +183,16 @@ def test_longer_rows_lay_a_prompt_down_once_for_so_many_full_responses(responses
     assert batch.mask_BT.shape[1] == layout.room(layout.rows)
 
 
+@pytest.mark.parametrize(
+    ("sequences", "parts", "multiple"), [(5, 1, 1), (13, 1, 1), (40, 4, 1), (20, 1, 4), (160, 4, 8)]
+)
+def test_full_parts_have_the_rows_that_were_planned_and_no_more(sequences, parts, multiple):
+    layout = Layout(sequences, parts, 9, multiple=multiple)
+    batch, live = micro_batches(examples_of([9] * sequences), layout)
+    assert live == parts and batch.tokens_RW.shape == (parts, -(-sequences // parts), 9)
+    assert batch.mask_BT.shape[1] == layout.room(layout.rows)
+
+
 def test_what_shares_no_prompt_fits_longer_rows_all_the_same():
     examples, layout = examples_of([11] * 24), Layout(24, 3, 11, 2, 6)
     batch, live = micro_batches(examples, layout)

@@ -199,7 +199,7 @@ def dry_run(regime, cfg, toy, params):
     for name, request in regime.scores(material, cfg).items():
         material.scores[name] = [-rng.random(int(e.mask.sum())).astype(np.float32) for e in request.examples]
     examples = regime.examples(material, cfg)
-    assert 0 < len(examples) <= cfg["prompts_per_step"] * cfg["samples_per_prompt"]
+    assert 0 < len(examples) <= cfg["minibatches"] * loop.layout(cfg, max_tokens=1, multiple=1).sequences
     assert all(e.mask.any() and len(e.tokens) == len(e.mask) for e in examples)
     batch = rows_of(examples, len(examples))
     frozen = {n: Policy(params, toy.model, ()) for n in regime.frozen(cfg)}
@@ -221,7 +221,8 @@ def test_every_declared_key_is_read_and_no_other(name, toy):
         regime.config.validate({k: cfg[k] for k in regime.config.entries}, name)
         dry_run(regime, Recorder(cfg, seen), toy, toy.params)
     assert set(regime.config.entries) <= seen, f"never read: {set(regime.config.entries) - seen}"
-    assert seen <= {*regime.config.entries, *loop.CONFIG.entries, "max_tokens", "oversample"}, "read but never declared"
+    loops = {*loop.CONFIG.entries, "max_tokens", "oversample", "responses_per_row"}  # the last two where there are any
+    assert seen <= {*regime.config.entries, *loops}, "read but never declared"
 
 
 @pytest.mark.parametrize("name", REGIMES)
