@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-# For programs that run once: XLA optimises `init` for 4 to 20 s on a CPU, and compiles it as it is in half a second.
-UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# For programs that run once: XLA optimises `init` for 4 to 20 s on a CPU, and compiles it as it is in one.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
 PROJECTIONS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 CHOICES = {
     "norms": ("pre", "post", "both"), "qk_norm": ("", "head", "width"), "activation": ("silu", "gelu"),
