@@ -22,9 +22,9 @@ from ceiling.ledger import (
     train_flops,
 )
 from ceiling.model import ModelConfig, abstract, forward
+from ceiling.model.attention import QUERY_BLOCKS
 from ceiling.model.config import PROJECTIONS
 from ceiling.model.lora import trainable
-from ceiling.model.transformer import QUERY_BLOCKS
 
 checked = settings(max_examples=25, deadline=None)
 CONFIG = ModelConfig(vocab_size=64, width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32)

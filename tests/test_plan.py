@@ -14,7 +14,7 @@ import pytest
 import ceiling
 from ceiling import ledger as accounts
 from ceiling.config import ConfigError, plain
-from ceiling.data.packing import Batch, Example, micro_batches
+from ceiling.data.packing import WHOLE, Batch, Example, Layout, micro_batches
 from ceiling.model.config import ModelConfig, abstract, parameter_count
 from ceiling.model.lora import trainable
 from ceiling.model.sequences import Forward
@@ -104,11 +104,11 @@ def init_params(config):
 
 
 @functools.cache
-def compiled_step(config, rows, tokens):
+def compiled_step(config, rows, tokens, cells=WHOLE):
     """memory_analysis of the real train step on two micro-batches of `rows` full rows."""
     shape = lambda *sizes, dtype=jnp.int32: jax.ShapeDtypeStruct((2, *sizes), dtype)  # noqa: E731
     square = [shape(rows, tokens) for _ in range(5)]
-    batch = Batch(*square, shape(rows, tokens, dtype=jnp.float32), shape(rows, tokens), {})
+    batch = Batch(*square, shape(rows, tokens, dtype=jnp.float32), shape(rows, tokens), {}, cells)
     forward, optimiser = Forward(config), optim.make(plain(optim.CONFIG.defaults()))
 
     def loss(params, batch, frozen):
@@ -127,12 +127,15 @@ LOW, HIGH = 1.0, 1.5
 
 
 @pytest.mark.parametrize(("remat", "scan"), [("", True), ("dots", True), ("block", True), ("", False)])
-@pytest.mark.parametrize(("sizes", "rows", "tokens"), [(SIZES, 4, 128), (WIDE, 2, 256)], ids=["small", "wide"])
-def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat, scan):
+@pytest.mark.parametrize(
+    ("sizes", "at"), [(SIZES, Layout(8, 2, 128)), (WIDE, Layout(4, 2, 256)), (SIZES, Layout(16, 2, 128, 4, 96))],
+    ids=["small", "wide", "cells"],
+)  # fmt: skip
+def test_the_step_needs_about_what_the_plan_says(sizes, at, remat, scan):
     config = ModelConfig(**sizes, remat=remat, scan_layers=scan, head_chunk_tokens=256)
-    analysis = compiled_step(config, rows, tokens)
+    analysis = compiled_step(config, at.rows, at.row_tokens, at.cells)
     cfg = arm("sft", microbatches=2)
-    adds = memory.update(config, cfg, 2 * rows, tokens, ONE)
+    adds = memory.update(config, at, ONE)
     assert adds["gradients"] == 2 * memory.weights(config, ONE)
     ratio = sum(adds.values()) / analysis.temp_size_in_bytes
     print(f"remat={remat} scan={scan}: estimate / measured = {ratio:.3f}")
@@ -143,10 +146,9 @@ def test_the_step_needs_about_what_the_plan_says(sizes, rows, tokens, remat, sca
 
 def test_what_is_recomputed_need_not_be_kept():
     """XLA's figure and the plan's, on the compilations of the test above: a whole block, all but its products, none."""
-    cfg = arm("sft", microbatches=2)
     none, dots, block = (ModelConfig(**WIDE, remat=r, head_chunk_tokens=256) for r in ("", "dots", "block"))
     measured = [compiled_step(config, 2, 256).temp_size_in_bytes for config in (none, dots, block)]
-    planned = [sum(memory.update(config, cfg, 4, 256, ONE).values()) for config in (none, dots, block)]
+    planned = [sum(memory.update(config, Layout(4, 2, 256), ONE).values()) for config in (none, dots, block)]
     for bytes_of in (measured, planned):
         assert bytes_of[0] > 1.2 * bytes_of[1] > 1.2 * 1.05 * bytes_of[2], (measured, planned)
 
@@ -164,12 +166,12 @@ def test_sampling_needs_about_what_the_plan_says():
 
 
 def test_remat_and_micro_batches_and_adapters_save_memory():
-    config, cfg = ModelConfig(**WIDE), arm("sft", microbatches=2)
-    full = memory.update(config, cfg, 16, 64, ONE)
-    remat = memory.update(dataclasses.replace(config, remat="block"), cfg, 16, 64, ONE)
-    more = memory.update(config, {**cfg, "microbatches": 4}, 16, 64, ONE)
-    lora = memory.update(dataclasses.replace(config, lora_rank=2), cfg, 16, 64, ONE)
-    split = memory.update(config, cfg, 16, 64, {"data": 2, "fsdp": 1, "tensor": 2})
+    config, rows = ModelConfig(**WIDE), Layout(16, 2, 64)
+    full = memory.update(config, rows, ONE)
+    remat = memory.update(dataclasses.replace(config, remat="block"), rows, ONE)
+    more = memory.update(config, Layout(16, 4, 64), ONE)
+    lora = memory.update(dataclasses.replace(config, lora_rank=2), rows, ONE)
+    split = memory.update(config, rows, {"data": 2, "fsdp": 1, "tensor": 2})
     assert remat["activations"] < 0.7 * full["activations"]
     assert more["activations"] < 0.6 * full["activations"]
     assert lora["gradients"] < 0.3 * full["gradients"]

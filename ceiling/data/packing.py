@@ -6,7 +6,8 @@ flat position (in the rows) of the activation that predicts each token. So a los
 plain sequences, and packing, padding and row counts cannot change it.
 
 Samples of one prompt that lie in one row share its tokens: `micro_batches` lays the prompt down once, up to its last
-token, which predicts what differs, and lets every sample after it look back at it (`prefixes_RW`).
+token, which predicts what differs, and lets every sample after it look back at it (`prefixes_RW`). A row with room for
+several full responses is divided: a head for the prompt, then a cell for each, and nothing looks from cell to cell.
 """
 
 import collections
@@ -29,6 +30,27 @@ class Example:
     extra: dict = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """How a row is divided: `head` tokens that all of it sees, then `count` cells of equal length, none of which sees
+    another."""
+
+    head: int = 0
+    count: int = 1
+
+    def tokens(self, row_tokens: int) -> int:
+        """Of each cell."""
+        return (row_tokens - self.head) // self.count
+
+    def scores(self, row_tokens: int) -> int:
+        """Pairs of tokens that attention over a row makes products of: all, but for those of different cells."""
+        cell = self.tokens(row_tokens)
+        return self.head**2 + self.count * cell * (self.head + cell)
+
+
+WHOLE = Cells()  # a row that is not
+
+
 @flax.struct.dataclass
 class Batch:
     """R rows of W tokens holding B sequences of at most T tokens.
@@ -37,6 +59,7 @@ class Batch:
     back at beside its own; its own again where there is none.
     targets_BT, mask_BT, index_BT: the view per sequence. mask is 0 on prompts, padding, absent
     sequences and token 0 (nothing predicts it). extra: name -> [B, T] or [B] arrays.
+    cells: how each row is divided.
     """
 
     tokens_RW: jax.Array
@@ -47,6 +70,7 @@ class Batch:
     mask_BT: jax.Array
     index_BT: jax.Array
     extra: dict
+    cells: Cells = flax.struct.field(pytree_node=False, default=WHOLE)
 
 
 def pack(
@@ -88,7 +112,9 @@ class _Place:
     prefix_start: int = 0
 
 
-def _filled(examples: list[Example], places, sequences: int, max_tokens: int, row_tokens: int, rows: int) -> Batch:
+def _filled(
+    examples: list[Example], places, sequences: int, max_tokens: int, row_tokens: int, rows: int, cells: Cells = WHOLE
+) -> Batch:
     tokens, segments, positions, prefixes = (np.zeros((rows, row_tokens), np.int32) for _ in range(4))
     targets, index = (np.zeros((sequences, max_tokens), np.int32) for _ in range(2))
     mask = np.zeros((sequences, max_tokens), np.float32)
@@ -122,7 +148,7 @@ def _filled(examples: list[Example], places, sequences: int, max_tokens: int, ro
                 extra[name][b, :n] = value
             else:
                 extra[name][b] = value
-    return Batch(tokens, segments, positions, prefixes, targets, mask, index, extra)
+    return Batch(tokens, segments, positions, prefixes, targets, mask, index, extra, cells)
 
 
 def stack(batches: list[Batch]) -> Batch:
@@ -134,9 +160,9 @@ def stack(batches: list[Batch]) -> Batch:
 class Layout:
     """Shapes of an arm's micro-batches: `parts` of them, for up to `sequences` sequences of up to max_tokens tokens.
 
-    responses: of response_tokens to one prompt that a row has room for. More of them share a prompt, which saves much
-    where prompts are long, and attention pays for the longer rows. multiple: rows and sequences come in multiples of
-    it (devices)."""
+    responses: of response_tokens to one prompt that a row has room for, in a cell each where there are several. More of
+    them share a prompt, which saves much where prompts are long. multiple: rows and sequences come in multiples of it
+    (devices)."""
 
     sequences: int
     parts: int
@@ -149,6 +175,11 @@ class Layout:
     def row_tokens(self) -> int:
         """The prompt's last token predicts what differs, so every response has one of its own."""
         return self.max_tokens + (self.responses - 1) * (self.response_tokens + 1)
+
+    @property
+    def cells(self) -> Cells:
+        """The head holds the longest prompt, but for its last token."""
+        return Cells(self.max_tokens - self.response_tokens - 1, self.responses) if self.responses > 1 else WHOLE
 
     @property
     def rows(self) -> int:
@@ -176,7 +207,7 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
     if len(examples) > layout.sequences:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {layout.sequences} sequences")
     _check(examples, layout.max_tokens, layout.row_tokens)
-    places, needed = _first_fit(examples, layout.row_tokens, layout.row_sequences, share=True)
+    places, needed = _first_fit(examples, layout.row_tokens, layout.cells, layout.row_sequences, share=True)
     step, most = _up(-(-layout.rows // 4), layout.multiple), layout.rows
     if needed > layout.parts * most:
         most = _up(-(-needed // layout.parts), step)
@@ -187,7 +218,8 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
         mine = [i for i, place in enumerate(places) if place.row % live == part]
         here = [dataclasses.replace(places[i], row=places[i].row // live) for i in mine]
         mine = [examples[i] for i in mine]
-        made.append(_filled(mine, here, layout.room(most), layout.max_tokens, layout.row_tokens, some))
+        room = layout.room(most)
+        made.append(_filled(mine, here, room, layout.max_tokens, layout.row_tokens, some, layout.cells))
     blank = jax.tree.map(np.zeros_like, made[0])
     return stack(made + [blank] * (layout.parts - live)), live
 
@@ -197,36 +229,67 @@ def _up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def _first_fit(examples: list[Example], row_tokens: int, most: int | None = None, share: bool = False):
+def _first_fit(
+    examples: list[Example], row_tokens: int, cells: Cells = WHOLE, most: int | None = None, share: bool = False
+):
     """The place of every example and the number of rows used, longest ones first, at most so many to a row. share:
     those with the same prefix follow the longest of them, into rows that have it if they can."""
     places: list[_Place | None] = [None] * len(examples)
-    free: list[int] = []
-    items: list[int] = []
+    rows = _Rows(row_tokens, cells, most)
     groups = collections.defaultdict(list)
     for i, example in enumerate(examples):
         prefix = _common(example) if share else 0
-        groups[(prefix, np.asarray(example.tokens[:prefix]).tobytes()) if prefix else i].append(i)
+        prefix = min(prefix, cells.head) if cells.count > 1 else prefix
+        groups[prefix, np.asarray(example.tokens[:prefix]).tobytes() if prefix else i].append(i)
     by_length = lambda i: -len(examples[i].tokens)  # noqa: E731
     groups = {key: sorted(group, key=by_length) for key, group in groups.items()}
-    for key, group in sorted(groups.items(), key=lambda item: by_length(item[1][0])):
-        prefix = key[0] if len(group) > 1 else 0
-        laid: dict[int, int] = {}  # row -> where this prefix starts in it
+    for (prefix, _), group in sorted(groups.items(), key=lambda item: by_length(item[1][0])):
+        prefix, laid = prefix if cells.count > 1 or len(group) > 1 else 0, {}
         for i in group:
-            n = len(examples[i].tokens)
-            need = lambda r: n - prefix if r in laid else n  # noqa: B023, E731
-            fits = (r for r in (*laid, *range(len(free))) if free[r] >= need(r) and items[r] != most)
-            row = next(fits, len(free))
-            if row == len(free):
-                free.append(row_tokens)
-                items.append(0)
-            took, start = need(row), row_tokens - free[row]
-            if prefix:
-                laid.setdefault(row, start)
-            places[i] = _Place(row, start + took - (n - prefix), prefix, laid.get(row, 0))
-            free[row] -= took
-            items[row] += 1
-    return places, max(1, len(free))
+            places[i] = rows.place(len(examples[i].tokens), prefix, laid)
+    return places, max(1, len(rows.next))
+
+
+class _Rows:
+    """Rows that fill up. A row has parts: its head, and then its cells."""
+
+    def __init__(self, row_tokens: int, cells: Cells, most: int | None):
+        self.starts, self.most = [0, *range(cells.head, row_tokens, cells.tokens(row_tokens))], most
+        self.ends = [*self.starts[1:], row_tokens]
+        self.next: list[list[int]] = []  # of each row, the first free token of each part
+        self.items: list[int] = []
+
+    def place(self, n: int, prefix: int, laid: dict[tuple[int, int], int]) -> _Place:
+        """Room for an example of n tokens whose first `prefix` may lie apart: in a row that has them if possible, else
+        in the first one with room. laid: (row, part) -> where they start there; it is kept here, a new one for every
+        prefix. Those that are not there yet go into the head if it has room, else before the example in its cell."""
+        for row in (*dict.fromkeys(row for row, _ in laid), *range(len(self.next) + 1)):
+            if row == len(self.next):
+                self.next.append(list(self.starts))
+                self.items.append(0)
+            if self.items[row] == self.most:
+                continue
+            room = [end - start for start, end in zip(self.next[row], self.ends, strict=True)]
+            for cell in range(1, len(room)):
+                at = 0 if (row, 0) in laid or 0 < prefix <= room[0] else cell
+                need = {0: 0, cell: n - prefix}
+                need[at] += 0 if (row, at) in laid else prefix
+                if all(need[part] <= room[part] for part in need):
+                    return self._take(n, prefix, laid, row, cell, at)
+        raise ValueError(
+            f"packing: {n} tokens, of which {prefix} may lie apart, do not fit a row's cell of {room[-1]}; "
+            "make room for longer responses"
+        )
+
+    def _take(self, n: int, prefix: int, laid: dict, row: int, cell: int, at: int) -> _Place:
+        free = self.next[row]
+        if prefix and (row, at) not in laid:
+            laid[row, at] = free[at]
+            free[at] += prefix
+        start = free[cell]
+        free[cell] += n - prefix
+        self.items[row] += 1
+        return _Place(row, start, prefix, laid.get((row, at), 0))
 
 
 def _common(example: Example) -> int:
@@ -236,4 +299,4 @@ def _common(example: Example) -> int:
     for value in example.extra.values():
         own = own | (np.asarray(value) != 0) if np.ndim(value) else own
     own = np.flatnonzero(own[1:])
-    return int(own[0]) if len(own) else 0
+    return int(own[0]) if len(own) else len(example.tokens) - 1

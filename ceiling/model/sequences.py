@@ -20,7 +20,7 @@ class Forward:
     def activations(self, params, batch: Batch):
         """Activations [M, D] of all row positions; `view` finds what they say of each target."""
         rows = batch.tokens_RW, batch.positions_RW, batch.segments_RW, batch.prefixes_RW
-        x_RWD = hidden(params, self.config, *rows)
+        x_RWD = hidden(params, self.config, *rows, cells=batch.cells)
         return constrain(x_RWD.reshape(-1, x_RWD.shape[-1]), "batch", None)
 
     def view(self, value_M, batch: Batch):

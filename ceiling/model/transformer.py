@@ -15,14 +15,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ceiling.data.packing import WHOLE, Cells
+from ceiling.model.attention import attention, local_layers, visible
 from ceiling.model.config import ModelConfig, table
 from ceiling.model.rope import rotary, rotations
 from ceiling.model.sharding import constrain, gathered
 
-QUERY_BLOCKS, FEWEST_QUERIES = 4, 64  # of a sequence that looks at itself, and of a block; see `causal_attention`
-NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never NaN (invariant X-4)
 # What each choice of `remat` keeps of a block beside its input. "dots" keeps the outputs of the projections, which
 # `project` makes products without batch axes; attention's products have them, and its [T, T] scores are made again.
 SAVED = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -40,25 +39,18 @@ def forward(params, config: ModelConfig, tokens_BT, *, positions_BT=None, segmen
 
 def hidden(
     params, config: ModelConfig, tokens_BT, positions_BT=None, segments_BT=None, prefixes_BT=None, *,
-    normalise: bool = True,
+    cells: Cells = WHOLE, normalise: bool = True,
 ):  # fmt: skip
     """Final normalised activations [B, T, D] in the compute dtype; without `normalise`, the residual stream itself.
 
-    prefixes_BT: a segment that a token also sees, beside its own; the token's positions go on from there."""
-    index_T = jnp.arange(tokens_BT.shape[1])
-    mask_BTT = (index_T[:, None] >= index_T[None, :])[None]
-    if segments_BT is not None:
-        seen_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        if prefixes_BT is not None:
-            seen_BTT = seen_BTT | (prefixes_BT[:, :, None] == segments_BT[:, None, :])
-        mask_BTT = mask_BTT & seen_BTT
+    prefixes_BT: a segment that a token also sees, beside its own; the token's positions go on from there. cells: how
+    rows are divided. What lies in different cells does not see each other, whatever its segments."""
     if positions_BT is None:
         positions_BT = _positions(tokens_BT, segments_BT)
-    distance_BTT = positions_BT[:, :, None] - positions_BT[:, None, :]
+    masks = visible(positions_BT, segments_BT, prefixes_BT, cells)
 
     def attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state):
-        mask = within_window(config, local, mask_BTT, distance_BTT)
-        return attention(config, q_BTNH, k_BTKH, v_BTKH, mask), state
+        return attention(config, q_BTNH, k_BTKH, v_BTKH, masks, cells, local), state
 
     x_BTD = embed(params, config, tokens_BT)
     return run_blocks(params, config, x_BTD, positions_BT, attend, None, normalise=normalise)[0]
@@ -162,19 +154,6 @@ def linear(p, config: ModelConfig, name: str, x):
     return y
 
 
-def local_layers(config: ModelConfig) -> np.ndarray | None:
-    """bool[L], True where a layer sees only its window; None without windows."""
-    if not config.window:
-        return None
-    number_L = np.arange(1, config.layers + 1)
-    return np.ones(config.layers, bool) if not config.global_every else number_L % config.global_every != 0
-
-
-def within_window(config: ModelConfig, local, mask, distance):
-    """`mask` without the keys that a local layer does not see; distance is query index - key index."""
-    return mask if local is None else mask & ((distance < config.window) | ~local)
-
-
 def _normed(p, name: str, config: ModelConfig, x):
     """x through norm `name`, where the table has one."""
     return rms_norm(x, p[name], config) if name in p else x
@@ -182,68 +161,14 @@ def _normed(p, name: str, config: ModelConfig, x):
 
 def rms_norm(x, scale, config: ModelConfig):
     """RMSNorm over as many trailing axes as `scale` has."""
-    x32 = x.astype(jnp.float32)
+    # A batch of one goes without its axis: XLA sums [1, T, D] over both axes eight times as slowly on a CPU.
+    rows = x.reshape(x.shape[1:]) if x.shape[0] == 1 and x.ndim > scale.ndim else x
+    x32 = rows.astype(jnp.float32)
     axes = tuple(range(-scale.ndim, 0))
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + config.norm_eps)
     if config.norm_offset:
-        return (x32 * (1 + scale.astype(jnp.float32))).astype(x.dtype)
-    return x32.astype(x.dtype) * scale
-
-
-def attention(config: ModelConfig, q_BTNH, k_BTKH, v_BTKH, mask_BTT):
-    """Attention of whole sequences to themselves by the kernel that the config names; mask_BTT is causal at least."""
-    if config.attention == "dense":
-        if config.scan_layers:  # libtpu 0.0.42 dies of blocks in the backward pass of a scanned layer
-            return dense_attention(q_BTNH, heads_first(k_BTKH), heads_first(v_BTKH), mask_BTT)
-        return causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT)
-    if jax.default_backend() != "gpu":
-        raise ValueError(
-            f"model.attention={config.attention!r} needs an NVIDIA GPU and this is a {jax.default_backend()}; set "
-            "config.model.attention=dense"
-        )
-    return fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, config.attention)
-
-
-def fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, implementation: str):
-    """The same by one of jax's kernels, which never holds the scores [N, T, T]."""
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], scale=1.0, implementation=implementation
-    )
-
-
-def causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT):
-    """`dense_attention` by blocks of queries, each with the keys up to its own end: of four blocks, 5/8 of the work."""
-    T = q_BTNH.shape[1]
-    block = max(-(-T // QUERY_BLOCKS), FEWEST_QUERIES)
-    k_BKTH, v_BKTH = heads_first(k_BTKH), heads_first(v_BTKH)
-    ends = [(start, min(start + block, T)) for start in range(0, T, block)]
-    out = [
-        dense_attention(q_BTNH[:, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end], mask_BTT[:, start:end, :end])
-        for start, end in ends
-    ]
-    return jnp.concatenate(out, axis=1)
-
-
-def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
-    """Grouped-query attention by plain matrix products; the reference for any other kernel.
-
-    Queries come scaled. mask_BTS is boolean, True where a query may look. Softmax in float32. The G query
-    heads of a key/value head are laid out as G*T rows of one product, M below; heads lead in all three, so
-    that the products are batched over leading axes and a cache is read as it lies."""
-    B, T, N, H = q_BTNH.shape
-    K, S = k_BKSH.shape[1:3]
-    G = N // K
-    q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    score_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKMS.reshape(B, K, G, T, S), NEG_INF)
-    weight_BKMS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BKSH.dtype).reshape(B, K, G * T, S)
-    out_BKMH = jnp.einsum("bkms,bksh->bkmh", weight_BKMS, v_BKSH)
-    return out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def heads_first(x_BSKH):
-    """[B, S, K, H] -> [B, K, S, H]: how keys and values are attended to and kept in a cache."""
-    return x_BSKH.transpose(0, 2, 1, 3)
+        return (x32 * (1 + scale.astype(jnp.float32))).astype(x.dtype).reshape(x.shape)
+    return (x32.astype(x.dtype) * scale).reshape(x.shape)
 
 
 def _positions(tokens_BT, segments_BT):

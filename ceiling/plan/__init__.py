@@ -195,10 +195,9 @@ class _World:
 
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
         mesh, longest = self.mesh, max((sum(self.lengths), *one.trained))
-        sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
         response = max((r.max_tokens for r in one.rounds), default=self.lengths[1])
-        row = layout({**cfg, "max_tokens": response}, longest, 1).row_tokens
-        out = {"update": memory.update(configs["policy"], cfg, sequences, row, mesh, len(one.frozen), self.device.tpu)}
+        rows = layout({**cfg, "max_tokens": response}, longest, parts(mesh, BATCH))
+        out = {"update": memory.update(configs["policy"], rows, mesh, len(one.frozen), self.device.tpu)}
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(
                 configs[r.model], prompts=r.prompts, n=r.n, prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,

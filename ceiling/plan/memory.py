@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ceiling.data.packing import Batch
+from ceiling.data.packing import WHOLE, Batch, Cells, Layout
 from ceiling.model.config import ModelConfig, abstract, table
 from ceiling.model.lora import trainable
 from ceiling.model.sequences import Forward
@@ -71,12 +71,12 @@ def kv_cache(config: ModelConfig, rows: int, capacity: int, mesh: dict) -> float
 
 
 @functools.lru_cache(maxsize=256)
-def kept(config: ModelConfig, rows: int, tokens: int) -> int:
+def kept(config: ModelConfig, rows: int, tokens: int, cells: Cells = WHOLE) -> int:
     """Bytes that autodiff keeps for the backward pass of the log-probs of `rows` packed rows of `tokens` tokens,
     weights and inputs aside. Only what is trained is differentiated, as in the train step."""
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     batch = Batch(*(ints(rows, tokens) for _ in range(5)), jax.ShapeDtypeStruct((rows, tokens), jnp.float32),
-                  ints(rows, tokens), {})  # fmt: skip
+                  ints(rows, tokens), {}, cells)  # fmt: skip
 
     def residuals(params, batch):
         mine, rest = split(params, trainable(config))
@@ -96,19 +96,16 @@ def local(config: ModelConfig, tensor: int) -> ModelConfig:
     return dataclasses.replace(config, **{name: share(name) for name in names})
 
 
-def update(
-    config: ModelConfig, cfg: dict, sequences: int, tokens: int, mesh: dict, frozen: int = 0, tpu: bool = False
-) -> dict[str, float]:
-    """What an update adds at its peak, with every row of a micro-batch full. tokens: of a row. frozen: models that the
-    loss runs beside the policy. Two moments can be the peak: at the logits, before the micro-batch has a gradient of
-    its own; or in the backward pass of the first block, when it has almost all of it."""
-    split_over = cfg["minibatches"] * cfg["microbatches"] * cfg.get("responses_per_row", 1)
-    rows = math.ceil(math.ceil(sequences / split_over) / parts(mesh, BATCH))
+def update(config: ModelConfig, at: Layout, mesh: dict, frozen: int = 0, tpu: bool = False) -> dict[str, float]:
+    """What an update adds at its peak, with every row of a micro-batch full. at: as the loop lays them out. frozen:
+    models that the loss runs beside the policy. Two moments can be the peak: at the logits, before the micro-batch has
+    a gradient of its own; or in the backward pass of the first block, when it has almost all of it."""
+    rows, tokens, cells = math.ceil(at.rows / parts(mesh, BATCH)), at.row_tokens, at.cells
     here, models = local(config, mesh["tensor"]), 1 + frozen
-    kept_by_blocks = kept(dataclasses.replace(here, head_chunk_tokens=1), rows, tokens)  # no logits among it
+    kept_by_blocks = kept(dataclasses.replace(here, head_chunk_tokens=1), rows, tokens, cells)  # no logits among it
     plain = dataclasses.replace(here, remat="", scan_layers=True)
-    one, two = (kept(dataclasses.replace(plain, layers=n), rows, tokens) for n in (1, 2))
-    cotangent = 4 * rows * here.heads * tokens**2  # of the attention scores
+    one, two = (kept(dataclasses.replace(plain, layers=n), rows, tokens, cells) for n in (1, 2))
+    cotangent = 4 * rows * here.heads * cells.scores(tokens)  # of attention
     block = two - one + cotangent if config.scan_layers else 0  # with its weights; unrolled: freed as it is kept
     chunk = 4 * min(here.head_chunk_tokens, rows * tokens) * here.vocab_size
     gradients = weights(config, mesh, trainable(config))

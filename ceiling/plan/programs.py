@@ -114,7 +114,7 @@ def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     targets, index = (make(jnp.int32, sequences, setting.tokens) for _ in range(2))
     mask = make(jnp.float32, sequences, setting.tokens)
     extra = {name: make(jnp.float32, sequences, *[setting.tokens] * per_token) for name, per_token in update.extras}
-    return Batch(*packed, targets, mask, index, extra)
+    return Batch(*packed, targets, mask, index, extra, at.cells)
 
 
 def train_step(setting: Setting, cfg: dict) -> Program:

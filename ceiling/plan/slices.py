@@ -17,6 +17,7 @@ from ceiling.model.sharding import mesh_over
 from ceiling.plan import memory
 from ceiling.plan.programs import Setting
 from ceiling.regimes import base as regimes
+from ceiling.train.loop import layout
 
 PROGRAMS = ("sft", "distill", "grpo", "rlp", "prefill", "decode", "sampling", "score")
 PROMPT, RESPONSE, BATCH = 256, 512, dict(prompts_per_step=64, samples_per_prompt=8)
@@ -78,8 +79,8 @@ def planned(here: Setting, program: str) -> float | None:
     """Bytes on one chip by the plan's formulas: what is held, and what the program adds. None for parts of others."""
     model, mesh, cfg = here.model, dict(here.mesh.shape), next(iter(here.arms.values()))
     held = memory.weights(model, mesh)
-    sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
     if program == "score":
+        sequences = cfg["prompts_per_step"] * cfg["samples_per_prompt"]
         adds = memory.score(model, sequences=sequences, tokens=here.tokens, mesh=mesh)
     elif program == "sampling":
         adds = memory.sample(model, prompts=cfg["prompts_per_step"], n=cfg["samples_per_prompt"], mesh=mesh,
@@ -88,7 +89,8 @@ def planned(here: Setting, program: str) -> float | None:
         cfg, regime = here.arms[program], regimes.load(here.arms[program]["regime"])
         frozen = regime.frozen(cfg)
         held += memory.optimiser(model, cfg, mesh) + memory.slow_state(regime, model, cfg, mesh) + len(frozen) * held
-        adds = memory.update(model, cfg, sequences, here.tokens, mesh, frozen=len(frozen), tpu=True)
+        rows = layout({**cfg, "max_tokens": RESPONSE}, here.tokens, here.rows_over)
+        adds = memory.update(model, rows, mesh, frozen=len(frozen), tpu=True)
     else:
         return None
     return held + sum(adds.values())

@@ -11,18 +11,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ceiling.model.attention import NEG_INF, attention, dense_attention, heads_first, visible, within_window
 from ceiling.model.config import ModelConfig
 from ceiling.model.sharding import constrain
-from ceiling.model.transformer import (
-    NEG_INF,
-    attention,
-    dense_attention,
-    embed,
-    heads_first,
-    run_blocks,
-    unembed,
-    within_window,
-)  # fmt: skip
+from ceiling.model.transformer import embed, run_blocks, unembed
 
 FOREIGN = 2**30  # farther than any token: a place that holds nothing of the row
 
@@ -68,14 +60,12 @@ def prefill(params, config: ModelConfig, tokens_BP, lengths_B):
     """Run right-padded prompts once. Returns (cache of capacity P, activations [B, D] of each prompt's last token):
     `unembed` makes logits of them where they are drawn from, and no [B, V] array is kept."""
     B, P = tokens_BP.shape
-    index_P = jnp.arange(P)
-    distance_BPP = jnp.broadcast_to(index_P[:, None] - index_P[None, :], (B, P, P))
+    positions_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
+    masks = visible(positions_BP)
 
     def attend(layer, local, q, k, v, cache):
-        mask = within_window(config, local, distance_BPP >= 0, distance_BPP)
-        return attention(config, q, k, v, mask), cache.write(layer, k, v, 0)
+        return attention(config, q, k, v, masks, local=local), cache.write(layer, k, v, 0)
 
-    positions_BP = jnp.broadcast_to(index_P, (B, P))
     x_BPD = embed(params, config, tokens_BP)
     x_BPD, cache = run_blocks(params, config, x_BPD, positions_BP, attend, empty(config, B, P, params["embed"]))
     return cache, constrain(x_BPD[jnp.arange(B), lengths_B - 1], "batch", None)

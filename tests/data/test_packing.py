@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ceiling.data.packing import Example, Layout, micro_batches, pack, stack
+from ceiling.data.packing import Cells, Example, Layout, micro_batches, pack, stack
 
 lengths_of = st.lists(st.integers(1, 9), max_size=12)
 
@@ -146,7 +146,9 @@ def samples_of(prompts, lengths, seed=0):
 )  # fmt: skip
 def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts, lengths, seed, responses):
     examples = samples_of(prompts, lengths, seed)
-    batch, live = micro_batches(examples, Layout(20, 5, 11, responses, 6))
+    layout = Layout(20, 5, 11, responses, 6)
+    batch, live = micro_batches(examples, layout)
+    cell = lambda i: 0 if i < layout.cells.head else 1 + (i - layout.cells.head) // 7  # noqa: E731
     found = []
     for m in range(live):
         one = jax.tree.map(lambda leaf: leaf[m], batch)  # noqa: B023
@@ -157,6 +159,7 @@ def test_samples_of_a_prompt_share_it_and_see_what_they_would_see_alone(prompts,
                 row, i = divmod(int(one.index_BT[b, t]), W)
                 seen = [k for k in range(i + 1) if one.segments_RW[row, k] in
                         (one.segments_RW[row, i], one.prefixes_RW[row, i])]  # fmt: skip
+                assert responses == 1 or {cell(k) for k in seen} <= {0, cell(i)}, "nothing looks into another cell"
                 np.testing.assert_array_equal(one.tokens_RW[row, seen], one.targets_BT[b, :t])
                 np.testing.assert_array_equal(one.positions_RW[row, seen], np.arange(t))
                 assert one.tokens_RW[row, i + 1] == one.targets_BT[b, t], "which is what the head asks of a row"
@@ -178,6 +181,7 @@ def test_a_shared_prompt_is_laid_down_once_a_row():
 def test_longer_rows_lay_a_prompt_down_once_for_so_many_full_responses(responses):
     examples, layout = samples_of([5] * 3, [[6] * 8] * 3), Layout(24, 3, 11, responses, 6)
     batch, live = micro_batches(examples, layout)
+    assert batch.cells == Cells(4, responses)
     assert live == 3 and batch.tokens_RW.shape == (3, 8 // responses, 4 + responses * 7)
     assert batch.tokens_RW.shape[1:] == (layout.rows, layout.row_tokens) and (batch.segments_RW > 0).all()
     assert batch.mask_BT.shape[1] == layout.room(layout.rows)
@@ -194,10 +198,19 @@ def test_full_parts_have_the_rows_that_were_planned_and_no_more(sequences, parts
 
 
 def test_what_shares_no_prompt_fits_longer_rows_all_the_same():
-    examples, layout = examples_of([11] * 24), Layout(24, 3, 11, 2, 6)
+    examples, layout = samples_of([5] * 24, [[6]] * 24), Layout(24, 3, 11, 2, 6)
     batch, live = micro_batches(examples, layout)
     assert live == 3 and batch.tokens_RW.shape == (3, 8, 18), "one to a row, and rows for all"
     assert (batch.mask_BT.sum(axis=2) > 0).sum() == 24
+
+
+def test_a_response_goes_into_a_cell_whatever_is_asked_of_it():
+    layout, tokens = Layout(4, 1, 11, 2, 6), np.arange(1, 12)
+    unasked = Example(tokens, np.zeros(11, np.float32))
+    batch, live = micro_batches([unasked] * 4, layout)
+    assert live == 1 and not batch.mask_BT.any() and (batch.segments_RW > 0).sum() == 2 * 4 + 4 * 7
+    with pytest.raises(ValueError, match="11 tokens, of which 2 may lie apart, do not fit a row's cell of 7"):
+        micro_batches([Example(tokens, tokens > 3)], layout)
 
 
 def test_more_examples_than_the_batch_has_are_refused():

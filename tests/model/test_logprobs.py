@@ -176,9 +176,13 @@ def test_X3_log_probs_per_sequence_do_not_depend_on_the_packing(make_model, leng
             assert entropy_BT[b, t] == pytest.approx(-(p * np.log(p)).sum(), abs=2e-5)
 
 
+@pytest.mark.parametrize("responses", [1, 2, 3])
 @pytest.mark.parametrize("fields", [dict(), dict(odd=True, scan_layers=False, window=4, global_every=2)], ids=str)
-def test_X3_samples_that_share_their_prompt_have_the_log_probs_and_gradients_of_each_alone(make_model, fields):
-    """Positions go on from the prompt's end, wherever in the row a sample lies; windows count positions too."""
+def test_X3_samples_that_share_their_prompt_have_the_log_probs_and_gradients_of_each_alone(
+    make_model, fields, responses
+):
+    """Positions go on from the prompt's end, wherever in the row a sample lies; windows count positions too. In rows of
+    several cells a prompt is in the head, or before its samples in a cell where another prompt has the head."""
     config, params = make_model(**fields)
     rng, examples = np.random.default_rng(0), []
     for prompt, own in ((7, (3, 5, 2, 4)), (4, (6, 1))):
@@ -193,7 +197,7 @@ def test_X3_samples_that_share_their_prompt_have_the_log_probs_and_gradients_of_
         return jnp.sum(logp_BT * jnp.cos(batch.targets_BT)), logp_BT  # a weight for each target
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True))
-    shared, live = micro_batches(examples, Layout(6, 1, 16))
+    shared, live = micro_batches(examples, Layout(6, 1, 16, responses, 9))
     together = jax.tree.map(lambda leaf: leaf[0], shared)
     alone = pack(examples, sequences=len(together.mask_BT), max_tokens=16, row_tokens=16)
     assert live == 1 and np.sum(together.segments_RW > 0) <= sum(len(e.tokens) for e in examples) - 15

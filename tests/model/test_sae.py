@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ceiling.model import forward
+from ceiling.model.attention import local_layers
 from ceiling.model.sae import (
     SAEConfig,
     Statistics,
@@ -22,7 +23,7 @@ from ceiling.model.sae import (
     train,
 )
 from ceiling.model.steering import with_vectors
-from ceiling.model.transformer import local_layers, rms_norm, unembed
+from ceiling.model.transformer import rms_norm, unembed
 
 TOPK = SAEConfig(layer=0, latents=12, k=3)
 L1 = SAEConfig(layer=0, latents=12, kind="l1", l1=0.7)

@@ -15,13 +15,14 @@ import ceiling
 from ceiling.data.packing import pack, stack
 from ceiling.ledger import forward_flops, train_flops
 from ceiling.model import Policy, forward, make_mesh, place, table
+from ceiling.model.attention import dense_attention, heads_first
 from ceiling.model.config import abstract
 from ceiling.model.lora import trainable
 from ceiling.model.sae import residuals
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import param_shardings
 from ceiling.model.steering import random_like, shuffled, vectors, with_vectors
-from ceiling.model.transformer import dense_attention, heads_first, rms_norm, run_blocks, unembed
+from ceiling.model.transformer import rms_norm, run_blocks, unembed
 from ceiling.regimes.base import Sample, load, response_example
 from ceiling.rollout import generate
 from ceiling.rollout.scoring import score

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling import model
+from ceiling.model.attention import causal_attention, dense_attention, fused_attention, heads_first
 from ceiling.model.rope import rotary, rotations
-from ceiling.model.transformer import causal_attention, dense_attention, fused_attention, heads_first
 
 checked = settings(max_examples=20, deadline=None)
 forward = jax.jit(model.forward, static_argnums=1)

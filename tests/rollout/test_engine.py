@@ -8,9 +8,9 @@ import pytest
 
 from ceiling.data.packing import Example
 from ceiling.model import Policy, forward, layers, make_mesh, place
+from ceiling.model.attention import dense_attention
 from ceiling.model.config import PROJECTIONS
 from ceiling.model.layers import Turned, for_rows
-from ceiling.model.transformer import dense_attention
 from ceiling.rollout import generate, slots
 from ceiling.rollout.cache import attention_of_one
 from ceiling.rollout.engine import bucket, share
