@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import work  # noqa: E402
 
 MICRO_TOKENS = 512  # of a micro-batch on each device: on a CPU its activations stay in the cache
-RESPONSES_PER_ROW = {"tiny": 1, "small": 2}  # of a GRPO step; longer rows cost a small model more than they save
+RESPONSES_PER_ROW = 4  # of a GRPO step: a micro-batch has one row
 EVALUATED, SAMPLES = 4096, (16, 64, 256, 1024)  # samples in all, and samples per problem
 WORKS = {**work.WORKS, "evaluation": "evaluation"}
 
@@ -143,7 +143,7 @@ class Bench:
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
             clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * _DEVICES.value)),
-            schedule="constant", **({} if regime == "sft" else {"responses_per_row": RESPONSES_PER_ROW[self.size]}),
+            schedule="constant", **({} if regime == "sft" else {"responses_per_row": RESPONSES_PER_ROW}),
         )  # fmt: skip
         generate = loop.generate
         loop.generate = functools.partial(generate, limits=self.limits(uneven))

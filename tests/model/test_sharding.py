@@ -6,8 +6,10 @@ import pytest
 from flax import traverse_util
 from jax.sharding import AxisType
 
+from ceiling.data.packing import WHOLE, Cells
 from ceiling.model import Policy, forward, make_mesh, place, table
 from ceiling.model.sharding import batch_sharding, param_shardings, replicated
+from ceiling.model.transformer import hidden, unembed
 
 SHAPE = dict(odd=True, layers=1, vocab_size=16, heads=4, kv_heads=2, ffn=24, width=16)
 MESHES = [(2, 2, 2), (8, 1, 1), (1, 1, 2), (1, 8, 1)]
@@ -47,11 +49,13 @@ def test_sharded_forward_equals_one_device_and_weights_are_split(make_model, siz
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_keep_the_sharding_of_their_weights(make_model):
+@pytest.mark.parametrize("cells", [WHOLE, Cells(2, 2)], ids=["whole", "cells"])
+def test_gradients_keep_the_sharding_of_their_weights(make_model, cells):
     config, params = make_model(**SHAPE)
     mesh = make_mesh(2, 2, 2)
     tokens_BT = np.random.default_rng(0).integers(1, 16, (8, 6)).astype(np.int32)
-    gradient = lambda p, t: jax.grad(lambda p: (forward(p, config, t) ** 2).mean())(p)  # noqa: E731
+    logits = lambda p, t: unembed(p, config, hidden(p, config, t, cells=cells))  # noqa: E731
+    gradient = lambda p, t: jax.grad(lambda p: (logits(p, t) ** 2).mean())(p)  # noqa: E731
     split = jax.jit(gradient, out_shardings=param_shardings(config, mesh))(
         place(params, config, mesh), jax.device_put(tokens_BT, batch_sharding(mesh))
     )

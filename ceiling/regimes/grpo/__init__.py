@@ -64,8 +64,8 @@ CONFIG = POLICY_LOSS | remedies.CONFIG | Section(
     kl_in=text("loss", choices=("loss", "reward")),
     oversample=number(1, whole=True, low=1, high=64, doc="prompts sampled per prompt kept (dynamic sampling)"),
     drop_uninformative=flag(False, "leave out groups whose verdicts all pay the same (dynamic sampling)"),
-    responses_per_row=number(1, whole=True, low=1, doc="full responses to a prompt that a packed row has room for; "
-                             "they share its tokens, and attention pays for longer rows; the result is the same"),
+    responses_per_row=number(1, whole=True, low=1, doc="full responses to a prompt that a packed row has room for, "
+                             "each in a cell that sees its own and the prompt; the result is the same"),
     overlong_cache=number(0, whole=True, low=0, doc="soft overlong penalty: width of the ramp in tokens; 0 off"),
 )  # fmt: skip
 
