@@ -161,8 +161,9 @@ def _normed(p, name: str, config: ModelConfig, x):
 
 def rms_norm(x, scale, config: ModelConfig):
     """RMSNorm over as many trailing axes as `scale` has."""
-    # A batch of one goes without its axis: XLA sums [1, T, D] over both axes eight times as slowly on a CPU.
-    rows = x.reshape(x.shape[1:]) if x.shape[0] == 1 and x.ndim > scale.ndim else x
+    # Tokens without the axis of rows: where a device has one row, XLA sums [1, T, D] over both axes eight times as
+    # slowly on a CPU.
+    rows = x.reshape(-1, *x.shape[2:]) if x.ndim > scale.ndim + 1 else x
     x32 = rows.astype(jnp.float32)
     axes = tuple(range(-scale.ndim, 0))
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + config.norm_eps)
