@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ceiling.data.packing import WHOLE, Cells
 from ceiling.model.attention import attention, local_layers, visible
@@ -115,11 +116,26 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
         xs = (jnp.arange(config.layers), None if local_L is None else jnp.asarray(local_L), params["layers"])
         (x_BTD, state), _ = jax.lax.scan(block, (x_BTD, state), xs)
     else:
-        for layer in range(config.layers):
-            weights = {name: w[layer] for name, w in params["layers"].items()}
-            local = None if local_L is None else local_L[layer]
-            (x_BTD, state), _ = block((x_BTD, state), (layer, local, weights))
+        x_BTD, state = _unrolled(block, params["layers"], local_L, x_BTD, state, config.layers)
     return (rms_norm(x_BTD, params["final_norm"].astype(x_BTD.dtype), config) if normalise else x_BTD), state
+
+
+def _unrolled(block: Callable, layers: dict, local_L: np.ndarray | None, x_BTD, state, count: int):
+    """(x_BTD, state) after `count` blocks, whose tuples in the state have an array for each layer. Blocks are alike, so
+    each kind (local or not) is traced and lowered once and called with a layer's own weights and part of the state,
+    in which it is layer 0: a tenth of a start whose programs are in the cache, and more with more layers."""
+    once = {
+        kind: jax.jit(lambda carry, weights, kind=kind: block(carry, (0, kind, weights))[0])
+        for kind in ([None] if local_L is None else [False, True])
+    }
+    is_tuple, parts = (lambda x: isinstance(x, tuple)), []
+    for layer in range(count):
+        weights = {name: w[layer] for name, w in layers.items()}
+        part = jax.tree.map(lambda arrays: (arrays[layer],), state, is_leaf=is_tuple)  # noqa: B023
+        kind = None if local_L is None else bool(local_L[layer])
+        x_BTD, part = once[kind]((x_BTD, part), weights)
+        parts.append(part)
+    return x_BTD, jax.tree.map(lambda *arrays: tuple(a for (a,) in arrays), *parts, is_leaf=is_tuple)
 
 
 def queries_keys_values(p, config: ModelConfig, h_BTD, turn):
