@@ -178,8 +178,8 @@ def _normed(p, name: str, config: ModelConfig, x):
 def rms_norm(x, scale, config: ModelConfig):
     """RMSNorm over as many trailing axes as `scale` has."""
     # Tokens without the axis of rows: where a device has one row, XLA sums [1, T, D] over both axes eight times as
-    # slowly on a CPU.
-    rows = x.reshape(-1, *x.shape[2:]) if x.ndim > scale.ndim + 1 else x
+    # slowly on a CPU. Scanned layers, which are for other devices, keep it.
+    rows = x if config.scan_layers or x.ndim <= scale.ndim + 1 else x.reshape(-1, *x.shape[2:])
     x32 = rows.astype(jnp.float32)
     axes = tuple(range(-scale.ndim, 0))
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + config.norm_eps)
