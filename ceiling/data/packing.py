@@ -12,6 +12,7 @@ several full responses is divided: a head for the prompt, then a cell for each, 
 
 import collections
 import dataclasses
+import itertools
 
 import flax.struct
 import jax
@@ -43,7 +44,8 @@ class Cells:
         return (row_tokens - self.head) // self.count
 
     def scores(self, row_tokens: int) -> int:
-        """Pairs of tokens that attention over a row makes products of: all, but for those of different cells."""
+        """Pairs of tokens that attention over a row makes products of: the head with itself, and every cell with the
+        head and itself."""
         cell = self.tokens(row_tokens)
         return self.head**2 + self.count * cell * (self.head + cell)
 
@@ -203,7 +205,8 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
     All of layout.sequences fit whatever their lengths: where rows are longer than a sequence and long ones do not share
     a prompt, parts get more rows than layout.rows. Otherwise they have one of four numbers of rows, so few programs are
     compiled however lengths drift.
-    Raises ValueError as `pack` does."""
+    Raises ValueError as `pack` does, and where rows have cells if an example has more than response_tokens after the
+    token that predicts its first target."""
     if len(examples) > layout.sequences:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {layout.sequences} sequences")
     _check(examples, layout.max_tokens, layout.row_tokens)
@@ -247,56 +250,55 @@ def _first_fit(
         prefix, laid = prefix if cells.count > 1 or len(group) > 1 else 0, {}
         for i in group:
             places[i] = rows.place(len(examples[i].tokens), prefix, laid)
-    return places, max(1, len(rows.next))
+    return places, max(1, len(rows.free))
 
 
 class _Rows:
     """Rows that fill up. A row has parts: its head, and then its cells."""
 
     def __init__(self, row_tokens: int, cells: Cells, most: int | None):
-        self.starts, self.most = [0, *range(cells.head, row_tokens, cells.tokens(row_tokens))], most
-        self.ends = [*self.starts[1:], row_tokens]
-        self.next: list[list[int]] = []  # of each row, the first free token of each part
+        self.sizes = [cells.head] + [cells.tokens(row_tokens)] * cells.count
+        self.ends, self.most = list(itertools.accumulate(self.sizes)), most
+        self.free: list[list[int]] = []  # tokens of each part of each row
         self.items: list[int] = []
 
     def place(self, n: int, prefix: int, laid: dict[tuple[int, int], int]) -> _Place:
         """Room for an example of n tokens whose first `prefix` may lie apart: in a row that has them if possible, else
         in the first one with room. laid: (row, part) -> where they start there; it is kept here, a new one for every
         prefix. Those that are not there yet go into the head if it has room, else before the example in its cell."""
-        for row in (*dict.fromkeys(row for row, _ in laid), *range(len(self.next) + 1)):
-            if row == len(self.next):
-                self.next.append(list(self.starts))
+        for row in (*dict.fromkeys(row for row, _ in laid), *range(len(self.free) + 1)):
+            if row == len(self.free):
+                self.free.append(list(self.sizes))
                 self.items.append(0)
-            if self.items[row] == self.most:
+            free = self.free[row]
+            if self.items[row] == self.most or max(free) < n - prefix:
                 continue
-            room = [end - start for start, end in zip(self.next[row], self.ends, strict=True)]
-            for cell in range(1, len(room)):
-                at = 0 if (row, 0) in laid or 0 < prefix <= room[0] else cell
+            for cell in range(1, len(free)):
+                at = 0 if (row, 0) in laid or 0 < prefix <= free[0] else cell
                 need = {0: 0, cell: n - prefix}
                 need[at] += 0 if (row, at) in laid else prefix
-                if all(need[part] <= room[part] for part in need):
-                    return self._take(n, prefix, laid, row, cell, at)
+                if all(need[part] <= free[part] for part in need):
+                    self.items[row] += 1
+                    if prefix and (row, at) not in laid:
+                        laid[row, at] = self._take(row, at, prefix)
+                    return _Place(row, self._take(row, cell, n - prefix), prefix, laid.get((row, at), 0))
         raise ValueError(
-            f"packing: {n} tokens, of which {prefix} may lie apart, do not fit a row's cell of {room[-1]}; "
+            f"packing: {n} tokens, of which {prefix} may lie apart, do not fit a row's cell of {self.sizes[-1]}; "
             "make room for longer responses"
         )
 
-    def _take(self, n: int, prefix: int, laid: dict, row: int, cell: int, at: int) -> _Place:
-        free = self.next[row]
-        if prefix and (row, at) not in laid:
-            laid[row, at] = free[at]
-            free[at] += prefix
-        start = free[cell]
-        free[cell] += n - prefix
-        self.items[row] += 1
-        return _Place(row, start, prefix, laid.get((row, at), 0))
+    def _take(self, row: int, part: int, tokens: int) -> int:
+        """Where the tokens start that are taken of a part."""
+        start = self.ends[part] - self.free[row][part]
+        self.free[row][part] -= tokens
+        return start
 
 
 def _common(example: Example) -> int:
     """Tokens that samples of the same prompt may share: up to the one that predicts the first target, or has the first
-    value of its own; their activations are asked for nowhere else."""
+    value of its own; their activations are asked for nowhere else. Where nothing is asked for, all but the last."""
     own = np.asarray(example.mask) != 0
     for value in example.extra.values():
         own = own | (np.asarray(value) != 0) if np.ndim(value) else own
     own = np.flatnonzero(own[1:])
-    return int(own[0]) if len(own) else len(example.tokens) - 1
+    return int(own[0]) if len(own) else max(len(example.tokens) - 1, 0)

@@ -17,12 +17,11 @@ NEG_INF = -1e30  # finite: a fully masked row must give finite garbage, never Na
 
 
 def visible(positions_BT, segments_BT=None, prefixes_BT=None, cells: Cells = WHOLE) -> list:
-    """(mask, distance), both [b, T, S], of each part that `divided` makes of a row: where a query may look but for
+    """(mask, distance), both [b, T, S], of each part that `in_cells` makes of a row: where a query may look but for
     windows, and query position - key position. segments_BT, prefixes_BT: as `hidden` takes them, or None."""
     out = []
-    pairs = (divided(x, cells) if x is not None else None for x in (positions_BT, segments_BT, prefixes_BT))
-    positions, segments, prefixes = pairs
-    for i, (asks, seen) in enumerate(positions):
+    segments, prefixes = (None if x is None else in_cells(x, cells) for x in (segments_BT, prefixes_BT))
+    for i, (asks, seen) in enumerate(in_cells(positions_BT, cells)):
         T, S = asks.shape[1], seen.shape[1]
         mask = (np.arange(S)[-T:, None] >= np.arange(S)[None, :])[None]
         if segments:
@@ -33,7 +32,7 @@ def visible(positions_BT, segments_BT=None, prefixes_BT=None, cells: Cells = WHO
     return out
 
 
-def divided(x_BT, cells: Cells) -> list:
+def in_cells(x_BT, cells: Cells) -> list:
     """[B, T, ...] as pairs (what asks, what it can see): a row whole; or its head, which sees itself, and its cells
     [B * count, C, ...], each of which sees the head and itself. Those who ask are the last of those seen."""
     if cells.count == 1:
@@ -53,15 +52,15 @@ def local_layers(config: ModelConfig) -> np.ndarray | None:
 
 
 def within_window(config: ModelConfig, local, mask, distance):
-    """`mask` without the keys that a local layer does not see; distance is query index - key index."""
-    return mask if local is None else mask & ((distance < config.window) | ~local)
+    """`mask` without the keys that a local layer does not see; distance is query position - key position."""
+    return mask if local is None else mask & ((distance < config.window) | jnp.logical_not(local))
 
 
 def attention(config: ModelConfig, q_BTNH, k_BTKH, v_BTKH, masks: list, cells: Cells = WHOLE, local=None):
     """Attention of whole sequences to themselves by the kernel that the config names, out_BTNH; masks are of `visible`
     for the same cells, local is what `within_window` takes."""
     kernel, out = _kernel(config), []
-    split = zip(*(divided(x, cells) for x in (q_BTNH, k_BTKH, v_BTKH)), masks, strict=True)
+    split = zip(*(in_cells(x, cells) for x in (q_BTNH, k_BTKH, v_BTKH)), masks, strict=True)
     for (q, _), (_, k), (_, v), mask in split:
         out.append(kernel(q, k, v, within_window(config, local, *mask)))
     return jnp.concatenate([x.reshape(len(q_BTNH), -1, *x.shape[2:]) for x in out], axis=1)
@@ -79,15 +78,22 @@ def _kernel(config: ModelConfig):
 
 
 def whole_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
-    """`dense_attention` by one square: libtpu 0.0.42 dies of blocks in the backward pass of a scanned layer."""
+    """`dense_attention` of all queries at once: libtpu 0.0.42 dies of blocks in the backward pass of scanned layers."""
     return dense_attention(q_BTNH, heads_first(k_BSKH), heads_first(v_BSKH), mask_BTS)
 
 
-def fused_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT, implementation: str):
-    """The same by one of jax's kernels, which never holds the scores [N, T, T]."""
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], scale=1.0, implementation=implementation
-    )
+def fused_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, implementation: str):
+    """The same by one of jax's kernels, which never holds the scores [N, T, S]. cuDNN takes even lengths alone: an odd
+    one gets a key that nobody sees, or a query that is left out again."""
+    T, S = mask_BTS.shape[1:]
+
+    def longer(x, by, value=0):
+        return jnp.pad(x, [(0, 0), (0, by), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
+
+    q, k, v = longer(q_BTNH, T % 2), longer(k_BSKH, S % 2), longer(v_BSKH, S % 2)
+    mask = longer(jnp.pad(mask_BTS, [(0, 0), (0, 0), (0, S % 2)]), T % 2, True)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=1.0, implementation=implementation)
+    return out[:, :T]
 
 
 def causal_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):

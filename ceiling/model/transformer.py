@@ -2,13 +2,13 @@
 
 Decoder of RMSNorm, rotary positions, grouped-query attention and a gated feed-forward; ModelConfig says
 what varies between families (ceiling/model/families.py). Every caller goes through `run_blocks`; callers
-differ only in the `attend` function they hand in (a masked square for training and scoring, a cache for
-decoding), so the two cannot drift apart.
+differ only in the `attend` function they hand in (masks for training and scoring, a cache for decoding), so the two
+cannot drift apart. All of it is to be called inside `jax.jit`: outside, the blocks are compiled anew at every call.
 
 Shapes: see ceiling/model/config.py for the letters.
 
 Example:
-    logits_BTV = forward(params, config, tokens_BT)
+    logits_BTV = jax.jit(forward, static_argnums=1)(params, config, tokens_BT)
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from ceiling.model.rope import rotary, rotations
 from ceiling.model.sharding import constrain, gathered
 
 # What each choice of `remat` keeps of a block beside its input. "dots" keeps the outputs of the projections, which
-# `project` makes products without batch axes; attention's products have them, and its [T, T] scores are made again.
+# `project` makes products without batch axes; attention's products have them, and its scores are made again.
 SAVED = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -90,7 +90,8 @@ def project(x, w, **kwargs):
 def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callable, state, *, normalise: bool = True):
     """All blocks and, with `normalise`, the final norm. `attend(layer, local, q_BTNH, k_BTKH, v_BTKH, state)`
     returns (out_BTNH, state), `local` being what `within_window` takes; queries arrive scaled. `state` (a cache, or
-    None) is carried, never stacked: scanning a cache as xs -> ys copies it once more per step."""
+    None) is carried, never stacked: scanning a cache as xs -> ys copies it once more per step. Where layers are
+    unrolled `layer` is 0, and of every tuple in the state `attend` has a tuple of that layer's array alone."""
 
     turns = rotations(config, positions_BT)
 
@@ -122,8 +123,8 @@ def run_blocks(params, config: ModelConfig, x_BTD, positions_BT, attend: Callabl
 
 def _unrolled(block: Callable, layers: dict, local_L: np.ndarray | None, x_BTD, state, count: int):
     """(x_BTD, state) after `count` blocks, whose tuples in the state have an array for each layer. Blocks are alike, so
-    each kind (local or not) is traced and lowered once and called with a layer's own weights and part of the state,
-    in which it is layer 0: a tenth of a start whose programs are in the cache, and more with more layers."""
+    each kind (local or not) is traced and lowered once and called with a layer's own weights and part of the state:
+    a tenth of a start whose programs are in the cache, and more with more layers."""
     once = {
         kind: jax.jit(lambda carry, weights, kind=kind: block(carry, (0, kind, weights))[0])
         for kind in ([None] if local_L is None else [False, True])

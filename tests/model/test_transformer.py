@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ceiling import model
+from ceiling.data.packing import Cells
+from ceiling.model import attention as kernels
 from ceiling.model.attention import causal_attention, dense_attention, fused_attention, heads_first
 from ceiling.model.rope import rotary, rotations
 
@@ -268,13 +270,13 @@ def test_bfloat16_params_run_in_float32_compute(make_model):
     np.testing.assert_allclose(logits[0], reference_logits(params, config, tokens_T), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("T", [1, 31, 32, 33, 70, 128, 200])
-def test_attention_in_blocks_of_queries_is_that_of_the_whole_square(T):
-    """With a causal mask that leaves every query some keys; outputs and gradients."""
+@pytest.mark.parametrize(("T", "S"), [(T, T) for T in (1, 31, 32, 33, 70, 128, 200)] + [(97, 128), (64, 95), (1, 9)])
+def test_attention_in_blocks_of_queries_is_that_of_the_whole_square(T, S):
+    """With a causal mask that leaves every query some keys; outputs and gradients. Queries are of the last T keys."""
     rng = np.random.default_rng(T)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, T, n, 8)), jnp.float32) for n in (4, 2, 2))
-    segments = np.sort(rng.integers(0, 4, (2, T)))
-    mask = jnp.asarray(np.tri(T, dtype=bool) & (segments[:, :, None] == segments[:, None]))
+    q, k, v = (jnp.asarray(rng.normal(size=(2, *size, 8)), jnp.float32) for size in ((T, 4), (S, 2), (S, 2)))
+    segments = np.sort(rng.integers(0, 4, (2, S)))
+    mask = jnp.asarray((np.tri(S, dtype=bool) & (segments[:, :, None] == segments[:, None]))[:, -T:])
 
     def outputs(attend):
         out, back = jax.vjp(attend, q, k, v)
@@ -284,6 +286,30 @@ def test_attention_in_blocks_of_queries_is_that_of_the_whole_square(T):
     blocks = outputs(lambda q, k, v: causal_attention(q, k, v, mask))
     for a, b in zip(whole, blocks, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(scan_layers=False, window=5, global_every=2)], ids=str)
+def test_a_cell_sees_the_head_and_itself(make_model, fields):
+    """Against a forward of each cell behind the head, with the positions of the row it lies in."""
+    config, params = make_model(**fields)
+    tokens, positions = np.random.default_rng(0).integers(1, 13, (2, 14)), np.tile(np.r_[:5, 5:8, 5:8, 5:8], (2, 1))
+    run = jax.jit(model.hidden, static_argnums=1, static_argnames="cells")
+    together = run(params, config, tokens, positions, cells=Cells(5, 3))
+    for cell in range(3):
+        own = np.r_[:5, 5 + 3 * cell : 8 + 3 * cell]
+        alone = run(params, config, tokens[:, own], positions[:, own])
+        np.testing.assert_allclose(together[:, own], alone, atol=1e-5)
+    assert np.abs(together[:, -3:] - run(params, config, tokens, positions)[:, -3:]).max() > 0.01, "cells must show"
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(scan_layers=False)], ids=str)
+def test_masks_of_windowed_layers_are_boolean(make_model, fields, monkeypatch):
+    """The kernels refuse any other; a Python bool's ~ would make integers."""
+    config, params = make_model(window=4, global_every=2, **fields)
+    seen, whole = [], kernels.dense_attention
+    monkeypatch.setattr(kernels, "dense_attention", lambda *args: seen.append(args[3].dtype) or whole(*args))
+    jax.eval_shape(lambda params: model.forward(params, config, some_tokens(6)[None]), params)
+    assert seen and set(seen) == {jnp.dtype(bool)}
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
