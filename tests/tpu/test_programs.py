@@ -14,7 +14,7 @@ if importlib.util.find_spec("libtpu") is None:
 
 from ceiling.devices import DEVICES
 from ceiling.plan import compiled
-from ceiling.plan.programs import programs
+from ceiling.plan.programs import programs, train_step
 from ceiling.plan.slices import PROGRAMS, SLICES, planned, setting
 
 pytestmark = pytest.mark.tpu
@@ -37,3 +37,12 @@ def test_it_fits_and_gathers_no_more_than_it_should(at, name):
         assert 0.9 < ratio < 1.1
     gathers = [c for c in found.collectives if c.kind == "all-gather" and c.times >= here.model.layers]
     assert gathers, "weights are fully sharded: a layer's are gathered in every pass over it"
+
+
+def test_rows_of_several_responses_compile_and_need_no_more_than_planned():
+    """Their head and cells are attended apart inside a scanned layer."""
+    here = setting(SLICES[0])
+    cfg = here.arms["grpo"]
+    cfg.update(responses_per_row=4, microbatches=cfg["microbatches"] // 4)
+    found = compiled.report(train_step(here, cfg).lower(), compiled.QUICK)
+    assert 0.75 * planned(here, "grpo") < found.peak < planned(here, "grpo")
