@@ -138,13 +138,18 @@ def write(out: pathlib.Path, rows: list[dict], about: str) -> None:
 
 
 def kept(out: pathlib.Path, about: str) -> list[dict]:
-    """Rows of earlier calls into the same folder. Raises SystemExit, one line, if they were measured in another way."""
+    """Rows of earlier calls into the same folder. Raises SystemExit, one line, if they were measured in another way or
+    cannot be read."""
     if not (out / "results.json").exists():
         return []
-    earlier = json.loads((out / "results.json").read_text())
-    if earlier["about"] != about:
-        raise SystemExit(f"run.py: --out {out} has rows of other settings ({earlier['about']}); give another folder")
-    return earlier["rows"]
+    try:
+        earlier = json.loads((out / "results.json").read_text())
+        settings, rows = earlier["about"], earlier["rows"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SystemExit(f"run.py: {out}/results.json is not of this program ({error!r}); give another folder") from None
+    if settings != about:
+        raise SystemExit(f"run.py: --out {out} has rows of other settings ({settings}); give another folder")
+    return rows
 
 
 def with_row(rows: list[dict], new: dict) -> list[dict]:

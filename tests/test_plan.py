@@ -134,7 +134,7 @@ LOW, HIGH = 1.0, 1.5
 def test_the_step_needs_about_what_the_plan_says(sizes, at, remat, scan):
     config = ModelConfig(**sizes, remat=remat, scan_layers=scan, head_chunk_tokens=256)
     analysis = compiled_step(config, at.rows, at.row_tokens, at.cells)
-    cfg = arm("sft", microbatches=2)
+    cfg = arm("sft")
     adds = memory.update(config, at, ONE)
     assert adds["gradients"] == 2 * memory.weights(config, ONE)
     ratio = sum(adds.values()) / analysis.temp_size_in_bytes

@@ -170,6 +170,11 @@ def test_calls_into_one_folder_fill_one_table_and_other_settings_are_refused(env
     with pytest.raises(SystemExit, match="run.py: --out .* has rows of other settings .*give another folder"):
         run.main([*call, "--works=sft", "--repeats=3"])
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows, "nothing is lost"
+    for damaged in ('{"about": "', "[]", '{"rows": []}'):
+        (tmp_path / "results.json").write_text(damaged)
+        with pytest.raises(SystemExit, match="results.json is not of this program .*give another folder"):
+            run.main([*call, "--works=sft", "--repeats=3"])
+        assert (tmp_path / "results.json").read_text() == damaged, "nor written over"
 
 
 def test_goals_are_said_to_be_reached_or_not_by_the_numbers(tmp_path, capsys):
