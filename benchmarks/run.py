@@ -146,7 +146,7 @@ def kept(out: pathlib.Path, about: str) -> list[dict]:
         earlier = json.loads((out / "results.json").read_text())
         settings, rows = earlier["about"], earlier["rows"]
     except (ValueError, TypeError, KeyError) as error:
-        raise SystemExit(f"run.py: {out}/results.json is not of this program ({error!r}); give another folder") from None
+        raise SystemExit(f"run.py: {out}/results.json has no rows ({error!r}); give another folder") from None
     if settings != about:
         raise SystemExit(f"run.py: --out {out} has rows of other settings ({settings}); give another folder")
     return rows

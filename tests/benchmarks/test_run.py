@@ -172,7 +172,7 @@ def test_calls_into_one_folder_fill_one_table_and_other_settings_are_refused(env
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows, "nothing is lost"
     for damaged in ('{"about": "', "[]", '{"rows": []}'):
         (tmp_path / "results.json").write_text(damaged)
-        with pytest.raises(SystemExit, match="results.json is not of this program .*give another folder"):
+        with pytest.raises(SystemExit, match="results.json has no rows .*give another folder"):
             run.main([*call, "--works=sft", "--repeats=3"])
         assert (tmp_path / "results.json").read_text() == damaged, "nor written over"
 
