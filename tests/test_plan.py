@@ -92,7 +92,7 @@ def test_the_planned_batch_is_the_one_that_is_packed(responses):
     planned = programs.batch(work.updates(regime("grpo"), cfg, P, R)[0], cfg, setting)
     mask = np.arange(P + R) >= P
     full = [Example(np.full(P + R, prompt), mask, {"behaviour": 1.0 * mask, "advantage": 1.0}) for prompt in range(4)]
-    packed, live = micro_batches(full * 4, layout(cfg, P + R, 1))
+    packed, live = micro_batches(full * 4, layout(cfg, P + R, make_mesh().shape))
     assert live == 2 and jax.tree.map(jnp.shape, planned) == jax.tree.map(jnp.shape, packed)
 
 

@@ -61,7 +61,8 @@ class Batch:
     back at beside its own; its own again where there is none.
     targets_BT, mask_BT, index_BT: the view per sequence. mask is 0 on prompts, padding, absent
     sequences and token 0 (nothing predicts it). extra: name -> [B, T] or [B] arrays.
-    cells: how each row is divided.
+    cells: how each row is divided. groups: that rows and sequences are divided into, in equal shares; index_BT of each
+    counts the positions of its own rows.
     """
 
     tokens_RW: jax.Array
@@ -73,6 +74,7 @@ class Batch:
     index_BT: jax.Array
     extra: dict
     cells: Cells = flax.struct.field(pytree_node=False, default=WHOLE)
+    groups: int = flax.struct.field(pytree_node=False, default=1)
 
 
 def pack(
@@ -89,7 +91,7 @@ def pack(
     rows = needed if rows is None else rows
     if needed > rows:
         raise ValueError(f"packing: {needed} rows of {row_tokens} tokens are needed, {rows} are there")
-    return _filled(examples, place, sequences, max_tokens, row_tokens, rows)
+    return _filled(examples, dict(enumerate(place)), sequences, max_tokens, row_tokens, rows)
 
 
 def _check(examples: list[Example], max_tokens: int, row_tokens: int) -> None:
@@ -115,8 +117,10 @@ class _Place:
 
 
 def _filled(
-    examples: list[Example], places, sequences: int, max_tokens: int, row_tokens: int, rows: int, cells: Cells = WHOLE
+    examples: list[Example], places: dict[int, _Place], sequences: int, max_tokens: int, row_tokens: int, rows: int,
+    cells: Cells = WHOLE,
 ) -> Batch:
+    """Those of the examples that have a place."""
     tokens, segments, positions, prefixes = (np.zeros((rows, row_tokens), np.int32) for _ in range(4))
     targets, index = (np.zeros((sequences, max_tokens), np.int32) for _ in range(2))
     mask = np.zeros((sequences, max_tokens), np.float32)
@@ -133,8 +137,9 @@ def _filled(
         return segment[row]
 
     shared = {}  # (row, start) of a prefix -> its segment
-    for b, (example, place) in enumerate(zip(examples, places, strict=True)):
-        n, row = len(example.tokens), place.row
+    for b, (i, place) in enumerate(places.items()):
+        example, row = examples[i], place.row
+        n = len(example.tokens)
         if place.prefix:
             at = row, place.prefix_start
             shared[at] = shared.get(at) or lay(example, *at, 0, place.prefix)
@@ -163,14 +168,15 @@ class Layout:
     """Shapes of an arm's micro-batches: `parts` of them, for up to `sequences` sequences of up to max_tokens tokens.
 
     responses: of response_tokens to one prompt that a row has room for, in a cell each where there are several. More of
-    them share a prompt, which saves much where prompts are long. multiple: rows and sequences come in multiples of it
-    (devices)."""
+    them share a prompt, which saves much where prompts are long. groups: that a part is divided into, each with rows
+    and sequences of its own. multiple: those of a group come in multiples of it (the devices that share it)."""
 
     sequences: int
     parts: int
     max_tokens: int
     responses: int = 1
     response_tokens: int = 0
+    groups: int = 1
     multiple: int = 1
 
     @property
@@ -186,7 +192,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """Of a part, if responses to one prompt lie together."""
-        return _up(-(-self.sequences // (self.parts * self.responses)), self.multiple)
+        return _up(-(-self.sequences // (self.parts * self.responses)), self.groups * self.multiple)
 
     @property
     def row_sequences(self) -> int:
@@ -195,7 +201,7 @@ class Layout:
 
     def room(self, rows: int) -> int:
         """Sequences that a part of so many rows has room for, if there are as many."""
-        return min(self.row_sequences * rows, _up(self.sequences, self.multiple))
+        return self.groups * min(self.row_sequences * (rows // self.groups), _up(self.sequences, self.multiple))
 
 
 def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
@@ -211,20 +217,21 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
         raise ValueError(f"packing: {len(examples)} examples do not fit a batch of {layout.sequences} sequences")
     _check(examples, layout.max_tokens, layout.row_tokens)
     places, needed = _first_fit(examples, layout.row_tokens, layout.cells, layout.row_sequences, share=True)
-    step, most = _up(-(-layout.rows // 4), layout.multiple), layout.rows
+    groups, most = layout.groups, layout.rows
+    step = _up(-(-most // 4), groups * layout.multiple)
     if needed > layout.parts * most:
         most = _up(-(-needed // layout.parts), step)
     live = -(-needed // most)
     some = min(most, _up(-(-needed // live), step))
-    made = []
-    for part in range(live):
-        mine = [i for i, place in enumerate(places) if place.row % live == part]
-        here = [dataclasses.replace(places[i], row=places[i].row // live) for i in mine]
-        mine = [examples[i] for i in mine]
-        room = layout.room(most)
-        made.append(_filled(mine, here, room, layout.max_tokens, layout.row_tokens, some, layout.cells))
+    room, made = layout.room(most) // groups, []
+    for at in range(live * groups):  # rows in turn to each of them, so that devices get about as much
+        turn = lambda place: divmod(place.row, live * groups)  # noqa: E731
+        mine = {i: dataclasses.replace(p, row=turn(p)[0]) for i, p in enumerate(places) if turn(p)[1] == at}
+        made.append(_filled(examples, mine, room, layout.max_tokens, layout.row_tokens, some // groups, layout.cells))
     blank = jax.tree.map(np.zeros_like, made[0])
-    return stack(made + [blank] * (layout.parts - live)), live
+    made += [blank] * (layout.parts - live) * groups
+    by_part = [jax.tree.map(lambda *x: np.concatenate(x), *made[i : i + groups]) for i in range(0, len(made), groups)]
+    return stack(by_part).replace(groups=groups), live
 
 
 def _up(n: int, step: int) -> int:

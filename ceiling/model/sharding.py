@@ -67,11 +67,12 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
 
 def constrain(x, *axes: str | None, like=None):
     """x inside a jitted program, laid out by logical axis names over the mesh that it (or `like`) is traced with.
-    Without a mesh it is x itself; an axis whose devices do not divide the dimension stays whole.
+    Without a mesh, or inside a `shard_map`, it is x itself; an axis whose devices do not divide the dimension stays
+    whole.
 
     The compiler would choose a layout of its own for what is not said, and has chosen to gather logits and weights."""
     mesh = jax.typeof(x if like is None else like).sharding.mesh
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return x
     spec = nn.logical_to_mesh_axes(axes, rules=RULES)
     divides = [size % parts(mesh.shape, names) == 0 for size, names in zip(x.shape, spec, strict=True)]
@@ -108,7 +109,7 @@ def mesh_of(params) -> Mesh | None:
 def batch_parts(x) -> int:
     """Into how many parts the rows of a batch are divided on the mesh that x is traced with."""
     mesh = jax.typeof(x).sharding.mesh
-    return 1 if mesh.empty else parts(mesh.shape, BATCH)
+    return 1 if mesh.empty or mesh.are_all_axes_manual else parts(mesh.shape, BATCH)
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -196,7 +196,7 @@ class _World:
     def _phases(self, one: work.Update, configs: dict, cfg: dict) -> dict[str, dict[str, float]]:
         mesh, longest = self.mesh, max((sum(self.lengths), *one.trained))
         response = max((r.max_tokens for r in one.rounds), default=self.lengths[1])
-        rows = layout({**cfg, "max_tokens": response}, longest, parts(mesh, BATCH))
+        rows = layout({**cfg, "max_tokens": response}, longest, mesh)
         out = {"update": memory.update(configs["policy"], rows, mesh, len(one.frozen), self.device.tpu)}
         for i, r in enumerate(one.rounds):
             out["sampling" if not i else f"sampling {i + 1}"] = memory.sample(

@@ -107,14 +107,14 @@ def train_state(regime, config: ModelConfig, cfg: dict, optimiser, mesh: Mesh) -
 
 def batch(update: work.Update, cfg: dict, setting: Setting) -> Batch:
     """Micro-batches as the loop packs them, every row full."""
-    at, home = layout(cfg, setting.tokens, setting.rows_over), batch_sharding(setting.mesh, leading=1)
+    at, home = layout(cfg, setting.tokens, setting.mesh.shape), batch_sharding(setting.mesh, leading=1)
     sequences = at.room(at.rows)
     make = lambda dtype, *shape: laid_out((at.parts, *shape), dtype, home)  # noqa: E731
     packed = [make(jnp.int32, at.rows, at.row_tokens) for _ in range(4)]
     targets, index = (make(jnp.int32, sequences, setting.tokens) for _ in range(2))
     mask = make(jnp.float32, sequences, setting.tokens)
     extra = {name: make(jnp.float32, sequences, *[setting.tokens] * per_token) for name, per_token in update.extras}
-    return Batch(*packed, targets, mask, index, extra, at.cells)
+    return Batch(*packed, targets, mask, index, extra, at.cells, at.groups)
 
 
 def train_step(setting: Setting, cfg: dict) -> Program:

@@ -129,7 +129,8 @@ def begin(params, temperature, *, how: How, slots, ring, fewer, last, branches,
         )
         logits = _whole_rows(unembed(params, how.config, _pick(ends_ZCD, prompt_ZB).reshape(take_ZB.size, -1)))
         ranked = lambda: sampling.ranked(logits, sample_ZB.reshape(-1), branches)  # noqa: E731
-        return _record(s, how, divided, take_ZB, *(ranked() if branches else _draw(s, how, temperature, logits)))
+        drawn = ranked() if branches else _draw(s, how, divided, temperature, logits)
+        return _record(s, how, divided, take_ZB, *drawn)
 
     def waiting(s: _Slots):
         return jnp.any(s.next_Z < queued_Z)
@@ -184,13 +185,15 @@ def _step(params, temperature, s: _Slots, *, how: How, ring: int) -> _Slots:
     at = how.prompt_capacity + place
     logits, cache = kv.decode(params, how.config, s.cache, token, length + count - 1, at, distance)
     s = s.replace(cache=cache, steps=s.steps + 1, slot_steps=s.slot_steps + s.live_ZB.shape[1])
-    drawn = _draw(s, how, temperature, _whole_rows(logits))
-    return _record(s, how, _over_rows(params), s.live_ZB, *drawn)
+    divided = _over_rows(params)
+    drawn = _draw(s, how, divided, temperature, _whole_rows(logits))
+    return _record(s, how, divided, s.live_ZB, *drawn)
 
 
-def _draw(s: _Slots, how: How, temperature, logits):
-    """(token, its log-probability) for every slot, from logits [Z * B, V]."""
-    u = sampling.uniforms(s.key_ZB.reshape(-1), s.count_ZB.reshape(-1))
+def _draw(s: _Slots, how: How, divided, temperature, logits):
+    """(token, its log-probability) for every slot, from logits [Z * B, V]. Those are divided over all devices, the
+    state is not: what is read of it says so, or every position and mask of the model would be divided as well."""
+    u = sampling.uniforms(divided(s.key_ZB).reshape(-1), divided(s.count_ZB).reshape(-1))
     return sampling.draw(logits, u, temperature=temperature, top_p=how.top_p, greedy=how.greedy)
 
 

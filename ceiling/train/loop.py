@@ -91,13 +91,16 @@ class Trained:
     times: list[dict]
 
 
-def layout(cfg, max_tokens: int, multiple: int) -> packing.Layout:
+def layout(cfg, max_tokens: int, mesh: Mapping[str, int]) -> packing.Layout:
     """Micro-batches of one update of an arm whose sequences have up to max_tokens tokens; cfg["max_tokens"]: its
-    responses. Longer rows are a setting of regimes whose examples are groups of samples."""
+    responses; mesh: devices by axis. Longer rows are a setting of regimes whose examples are groups of samples.
+    Rows are grouped by device on a mesh of data alone: XLA's partitioner (jax 0.10) dies of groups on any other."""
+    devices = mesh["data"] * mesh["fsdp"]
+    groups = devices if mesh["fsdp"] * mesh["tensor"] == 1 else 1
     return packing.Layout(
         sequences=cfg["prompts_per_step"] * cfg["samples_per_prompt"] // cfg["minibatches"], parts=cfg["microbatches"],
         max_tokens=max_tokens, responses=cfg.get("responses_per_row", 1), response_tokens=cfg["max_tokens"],
-        multiple=multiple,
+        groups=groups, multiple=devices // groups,
     )  # fmt: skip
 
 
@@ -135,7 +138,7 @@ class Trainer:
         self.frozen = {name: self._policy(name) for name in regime.frozen(cfg)}
         self.max_tokens = max(len(task.tokenizer.encode(p.prompt)) for p in self.pool + task.evaluation())
         self.max_tokens = max(self.max_tokens + task.max_response_tokens, regime.longest(cfg, task))
-        self.layout = layout(cfg, self.max_tokens, mesh.shape["data"] * mesh.shape["fsdp"])
+        self.layout = layout(cfg, self.max_tokens, mesh.shape)
         aux = regime.init_aux(policy.params, cfg) if regime.init_aux else None
         self.optimiser, self.trained = optimiser, trained = optim.make(cfg), trainable(policy.config)
         forward = Forward(policy.config)

@@ -16,6 +16,7 @@ import optax
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ceiling.data.packing import Batch
 from ceiling.model import layers
 from ceiling.model.config import UNOPTIMISED, unflatten
 from ceiling.model.sharding import put
@@ -64,6 +65,18 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None, traina
     return TrainState(params, fresh(trained), aux, *counters)
 
 
+def _over_groups(sums: Callable, microbatches, live, params, *more):
+    """sums(microbatches, live, params, *more). Where rows come in groups, one for each device of a mesh of data alone,
+    a device adds up its own and they are exchanged once; the compiler would exchange gradients in every part."""
+    if not isinstance(microbatches, Batch) or microbatches.groups == 1:
+        return sums(microbatches, live, params, *more)
+    mesh, whole = jax.typeof(jax.tree.leaves(params)[0]).sharding.mesh, PartitionSpec()
+    specs = PartitionSpec(None, "data"), *[whole] * (2 + len(more))
+    own = lambda *args: jax.lax.psum(sums(*args), "data")  # noqa: E731
+    spread = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    return spread(microbatches.replace(groups=1), live, params, *more)
+
+
 def make_step(
     loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None,
     trainable: frozenset[str] | None = None, *, unrolled: bool = False,
@@ -93,17 +106,19 @@ def make_step(
             (loss_sum, aux), grads = jax.value_and_grad(total, has_aux=True)(ours)
             return loss_sum, aux, grads
 
-        def part(i):
-            pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)  # noqa: E731
-            return sums(ours, others, frozen, jax.tree.map(pick, microbatches))
+        def over_parts(microbatches, live, *weights):
+            def part(i):
+                pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)  # noqa: E731
+                return sums(*weights, jax.tree.map(pick, microbatches))
 
-        parts = jax.tree.leaves(microbatches)[0].shape[0]
-        if parts == 1:
-            loss_sum, (denominator, metrics), grads = part(0)
-        else:
+            parts = jax.tree.leaves(microbatches)[0].shape[0]
+            if parts == 1:
+                return part(0)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, 0))
             more = lambda i, carry: jax.tree.map(jnp.add, carry, part(i))  # noqa: E731
-            loss_sum, (denominator, metrics), grads = jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
+            return jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
+
+        loss_sum, (denominator, metrics), grads = _over_groups(over_parts, microbatches, live, ours, others, frozen)
         safe = jnp.maximum(denominator, 1e-9)
         grads = jax.tree.map(lambda g: g / safe, layers.stacked(grads) if unrolled else grads)
         norm = optax.tree.norm(grads)

@@ -104,26 +104,28 @@ def test_stack_puts_micro_batches_on_a_new_leading_axis():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=24), multiple=st.integers(1, 3), parts=st.integers(1, 8)
-)
-def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, multiple, parts):
-    rows = -(-24 // parts)
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=24), multiple=st.integers(1, 3), parts=st.integers(1, 8),
+    groups=st.integers(1, 3),
+)  # fmt: skip
+def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, multiple, parts, groups):
+    rows, step = -(-24 // parts), groups * multiple
     examples = examples_of(lengths)
-    batch, live = micro_batches(examples, Layout(parts * rows, parts, 9, multiple=multiple))
+    batch, live = micro_batches(examples, Layout(parts * rows, parts, 9, groups=groups, multiple=multiple))
+    assert batch.groups == groups
     assert all(len(leaf) == parts for leaf in jax.tree.leaves(batch)) and batch.tokens_RW.shape[-1] == 9
     used = batch.segments_RW > 0
     assert sorted(batch.tokens_RW[used]) == list(range(1, sum(lengths) + 1)), "each token once"
     assert used.any(axis=(1, 2)).tolist() == [True] * live + [False] * (parts - live), "blank parts are the last ones"
     assert not batch.mask_BT[live:].any() and not batch.extra["w"][live:].any()
-    assert batch.tokens_RW.shape[1] % multiple == batch.mask_BT.shape[1] % multiple == 0
-    assert batch.tokens_RW.shape[1] <= rows + multiple - 1
+    assert batch.tokens_RW.shape[1] % step == batch.mask_BT.shape[1] % step == 0
+    assert batch.tokens_RW.shape[1] <= rows + step - 1
     rows_used = used.any(axis=2).sum(axis=1)[:live]
     assert rows_used.max() - rows_used.min() <= 1, "rows are shared out evenly"
     for m in range(live):
-        flat = batch.tokens_RW[m].reshape(-1)
+        own = batch.tokens_RW[m].reshape(groups, -1)
         for b in np.flatnonzero(batch.mask_BT[m].any(axis=1)):
-            at = batch.mask_BT[m, b] > 0
-            np.testing.assert_array_equal(flat[batch.index_BT[m, b, at] + 1], batch.targets_BT[m, b, at])
+            at, group = batch.mask_BT[m, b] > 0, b // (batch.mask_BT.shape[1] // groups)
+            np.testing.assert_array_equal(own[group, batch.index_BT[m, b, at] + 1], batch.targets_BT[m, b, at])
 
 
 def samples_of(prompts, lengths, seed=0):

@@ -15,7 +15,7 @@ import pytest
 
 import ceiling.regimes
 from ceiling.config import plain
-from ceiling.data.packing import pack, stack
+from ceiling.data.packing import Layout, micro_batches, pack, stack
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import batch_sharding, make_mesh, place
@@ -117,6 +117,14 @@ def test_X3_devices_and_two_microbatches_change_nothing(shape, case, reference):
     assert_same(update(case, stack(micro), make_mesh(*shape)), reference)
 
 
+def test_X3_a_group_of_rows_for_each_device_changes_nothing(case, reference):
+    """As the loop packs them: samples share prompts, and every group has its own sequences."""
+    examples = case[-1]
+    micro, live = micro_batches(examples, Layout(len(examples), 2, WIDEST, groups=8))
+    assert micro.groups == 8 and live > 0
+    assert_same(update(case, micro, make_mesh(8)), reference)
+
+
 def test_X5_frozen_models_and_extras_are_constants(case):
     regime, cfg, model, params, frozen, examples = case
     batch = rows_of(examples, len(examples))
@@ -199,7 +207,7 @@ def dry_run(regime, cfg, toy, params):
     for name, request in regime.scores(material, cfg).items():
         material.scores[name] = [-rng.random(int(e.mask.sum())).astype(np.float32) for e in request.examples]
     examples = regime.examples(material, cfg)
-    assert 0 < len(examples) <= cfg["minibatches"] * loop.layout(cfg, max_tokens=1, multiple=1).sequences
+    assert 0 < len(examples) <= cfg["minibatches"] * loop.layout(cfg, 1, make_mesh().shape).sequences
     assert all(e.mask.any() and len(e.tokens) == len(e.mask) for e in examples)
     batch = rows_of(examples, len(examples))
     frozen = {n: Policy(params, toy.model, ()) for n in regime.frozen(cfg)}

@@ -1,6 +1,7 @@
 """Every program lowers for a GPU on a machine without one; the checker of collectives can fail."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,20 @@ def test_it_lowers_for_cuda(name):
 def test_a_model_that_recomputes_unrolled_layers_fills_its_cache():
     unrolled = dataclasses.replace(TINY, scan_layers=False)
     assert programs(setting(make_mesh(), unrolled))["prefill"]().lower().out_info
+
+
+def test_gradients_are_exchanged_once_a_step_and_not_in_every_part():
+    at = setting(make_mesh(2, 1, 1))
+    at.arms["sft"]["microbatches"] = 2
+    found = compiled.collectives(programs(at)["sft"]().lower().compile().as_text())
+    assert found and all(c.times == 1 and c.kind == "all-reduce" for c in found)
+
+
+def test_a_token_costs_tensor_devices_sums_of_activations_and_an_exchange_of_logits():
+    """Positions and masks are the same on all of them: nothing but what was drawn comes from where it was drawn."""
+    found = compiled.collectives(programs(setting(make_mesh(1, 1, 2)))["sampling"]().lower().compile().as_text())
+    assert {c.kind for c in found} >= {"all-reduce", "all-gather"}
+    assert all(math.prod(c.shape) <= SMALL["slots"] for c in found if c.kind == "all-gather")
 
 
 # --- the judgement on collectives -----------------------------------------------------------------------------
