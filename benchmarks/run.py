@@ -83,6 +83,15 @@ class Side:
             self.process = None
 
 
+def how_shared(name: str, size: str, threads: int) -> tuple[int, str]:
+    """(devices, what they share) by which our side is fastest on so many cores. A small model's products are too small
+    to be shared out, so each core takes its part of the batch. A larger one decodes fastest where each core reads its
+    part of every weight; training it alone is fastest where XLA shares out each product."""
+    if size == "tiny":
+        return threads, "data"
+    return (threads, "tensor") if name.startswith(("rollout", "grpo", "start_grpo")) else (1, "data")
+
+
 class Ours:
     """scripts/bench.py, one process a job. Its programs are kept for the next round; starts do not see them."""
 
@@ -92,9 +101,8 @@ class Ours:
 
     def measure(self, job: dict) -> dict:
         command = [sys.executable, str(ROOT / "scripts/bench.py"), "--json", f"--sizes={job['size']}"]
-        # A small model's products are too small to be shared out: each core takes its half of the batch instead.
-        devices = job["threads"] if job["size"] == "tiny" else 1
-        command += [f"--works={job['work']}", f"--repeats={job['repeats']}", f"--devices={devices}"]
+        devices, axis = how_shared(job["work"], job["size"], job["threads"])
+        command += [f"--works={job['work']}", f"--repeats={job['repeats']}", f"--devices={devices}", f"--axis={axis}"]
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": self.programs.name}
         with open(self.log, "a") as log:
             try:

@@ -1,7 +1,7 @@
 """Speed of this project on this machine: training, rollouts, GRPO steps, start-up, evaluation.
 
-    python scripts/bench.py [--sizes tiny,small] [--works sft,rollout_even,...] [--repeats 5] [--devices 1] [--json]
-                            [--profile DIR]
+    python scripts/bench.py [--sizes tiny,small] [--works sft,rollout_even,...] [--repeats 5] [--devices 1]
+                            [--axis data] [--json] [--profile DIR]
 
 The work is that of benchmarks/work.py; steps are steps of the real loop, host work included. A row is a median over
 repeats after two steps that are not counted, and its share of the limit: the matrix-product rate that this machine
@@ -36,7 +36,8 @@ WORKS = {**work.WORKS, "evaluation": "evaluation"}
 _SIZES = flags.DEFINE_list("sizes", list(work.SIZES), "Which of: " + ", ".join(work.SIZES))
 _WORKS = flags.DEFINE_list("works", list(WORKS), "Which of: " + ", ".join(WORKS))
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Counted repeats of each measurement", lower_bound=1)
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share the batch; a CPU is cut into so many", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share the work; a CPU is cut into so many", lower_bound=1)
+_AXIS = flags.DEFINE_enum("axis", "data", ["data", "tensor"], "What they share: the batch, or every weight")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line instead of the table")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder that gets a trace of one more repeat of each work")
 _FIRST = flags.DEFINE_enum("first_step", None, ["sft", "grpo"], "Do one step and exit (how starts are timed)")
@@ -119,7 +120,7 @@ class Bench:
 
         self.size, self.rows = size, work.ROWS[size]
         self.config = ModelConfig(**work.SIZES[size], qk_norm="head", scan_layers=False)
-        self.mesh = make_mesh(data=_DEVICES.value)
+        self.mesh = make_mesh(**{_AXIS.value: _DEVICES.value})
         self.params = place(init(self.config, jax.random.key(0)), self.config, self.mesh)
         self.policy = Policy(self.params, self.config, stop_ids=())
 
@@ -142,7 +143,7 @@ class Bench:
         tokens = prompts * samples * (work.PROMPT_TOKENS + work.NEW_TOKENS)
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
-            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * _DEVICES.value)),
+            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * self.mesh.shape["data"])),
             schedule="constant", **({} if regime == "sft" else {"responses_per_row": RESPONSES_PER_ROW}),
         )  # fmt: skip
         generate = loop.generate
@@ -214,7 +215,8 @@ class Bench:
 def start_seconds(size: str, regime: str, cache: str) -> float:
     """Seconds from starting a fresh process to the end of its first step, with programs kept in `cache`."""
     began = time.perf_counter()
-    command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}", f"--devices={_DEVICES.value}"]
+    command = [sys.executable, __file__, f"--first_step={regime}", f"--sizes={size}", f"--devices={_DEVICES.value}",
+               f"--axis={_AXIS.value}"]  # fmt: skip
     # Without what this process was given, so that it starts itself again and keeps programs as a user's command does.
     ours = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
             "JAX_COMPILATION_CACHE_MAX_SIZE")  # fmt: skip

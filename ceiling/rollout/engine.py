@@ -16,7 +16,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ceiling.model.policy import Policy
@@ -111,7 +110,7 @@ def generate(
     program = functools.partial(
         run, policy.params, config=policy.config, stop_ids=policy.stop_ids, slots=own_slots,
         max_new_tokens=max_new_tokens, top_p=float(top_p), greedy=temperature == 0, branches=branches,
-        temperature=jnp.float32(temperature), seed_key=jax.random.key(seed),
+        temperature=np.float32(temperature), seed_key=jax.random.key(seed),
     )  # fmt: skip
     shape = (len(prompts), n, max_new_tokens)
     out = Completions(np.zeros(shape, np.int32), np.zeros(shape, np.float32),

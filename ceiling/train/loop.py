@@ -346,7 +346,7 @@ class Trainer:
                 self._worked("host", "policy", start)
                 settle()
                 start = time.perf_counter()
-                self.state, metrics = self.update(self.state, batch, self.frozen, jnp.float32(lr), jnp.int32(live))
+                self.state, metrics = self.update(self.state, batch, self.frozen, np.float32(lr), np.int32(live))
                 self.flying = True
                 self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
                 executed = live * batch.tokens_RW[0].size
