@@ -223,15 +223,16 @@ def micro_batches(examples: list[Example], layout: Layout) -> tuple[Batch, int]:
         most = _up(-(-needed // layout.parts), step)
     live = -(-needed // most)
     some = min(most, _up(-(-needed // live), step))
-    room, made = layout.room(most) // groups, []
-    for at in range(live * groups):  # rows in turn to each of them, so that devices get about as much
-        turn = lambda place: divmod(place.row, live * groups)  # noqa: E731
-        mine = {i: dataclasses.replace(p, row=turn(p)[0]) for i, p in enumerate(places) if turn(p)[1] == at}
-        made.append(_filled(examples, mine, room, layout.max_tokens, layout.row_tokens, some // groups, layout.cells))
+    own = [{} for _ in range(live * groups)]  # places in each group of each part
+    for i, place in enumerate(places):  # rows to each part in turn, and there to each group
+        row, (group, part) = place.row // len(own), divmod(place.row % len(own), live)
+        own[part * groups + group][i] = dataclasses.replace(place, row=row)
+    sizes = layout.room(most) // groups, layout.max_tokens, layout.row_tokens, some // groups
+    made = [_filled(examples, mine, *sizes, layout.cells) for mine in own]
     blank = jax.tree.map(np.zeros_like, made[0])
-    made += [blank] * (layout.parts - live) * groups
-    by_part = [jax.tree.map(lambda *x: np.concatenate(x), *made[i : i + groups]) for i in range(0, len(made), groups)]
-    return stack(by_part).replace(groups=groups), live
+    made = stack(made + [blank] * (layout.parts - live) * groups)
+    by_part = jax.tree.map(lambda leaf: leaf.reshape(layout.parts, -1, *leaf.shape[2:]), made)
+    return by_part.replace(groups=groups), live
 
 
 def _up(n: int, step: int) -> int:
