@@ -89,7 +89,7 @@ def planned(here: Setting, program: str) -> float | None:
         cfg, regime = here.arms[program], regimes.load(here.arms[program]["regime"])
         frozen = regime.frozen(cfg)
         held += memory.optimiser(model, cfg, mesh) + memory.slow_state(regime, model, cfg, mesh) + len(frozen) * held
-        rows = layout({**cfg, "max_tokens": RESPONSE}, here.tokens, here.rows_over)
+        rows = layout({**cfg, "max_tokens": RESPONSE}, here.tokens, mesh)
         adds = memory.update(model, rows, mesh, frozen=len(frozen), tpu=True)
     else:
         return None

@@ -129,8 +129,7 @@ def begin(params, temperature, *, how: How, slots, ring, fewer, last, branches,
         )
         logits = _whole_rows(unembed(params, how.config, _pick(ends_ZCD, prompt_ZB).reshape(take_ZB.size, -1)))
         ranked = lambda: sampling.ranked(logits, sample_ZB.reshape(-1), branches)  # noqa: E731
-        drawn = ranked() if branches else _draw(s, how, divided, temperature, logits)
-        return _record(s, how, divided, take_ZB, *drawn)
+        return _record(s, how, divided, take_ZB, *(ranked() if branches else _draw(s, how, temperature, logits)))
 
     def waiting(s: _Slots):
         return jnp.any(s.next_Z < queued_Z)
@@ -179,21 +178,20 @@ def _more(s: _Slots, how: How, ring: int, fewer: int):
 
 def _step(params, temperature, s: _Slots, *, how: How, ring: int) -> _Slots:
     """One more token for every live slot."""
-    place = s.steps % ring
-    token, length, count = (x.reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
+    place, divided = s.steps % ring, _over_rows(params)
+    # As rows are. Tokens are drawn by more devices, over which every rotation and mask would be divided as well.
+    token, length, count = (divided(x).reshape(-1) for x in (s.token_ZB, s.length_ZB, s.count_ZB))
     distance = kv.ring_distance(how.prompt_capacity, ring, place, length, count)
     at = how.prompt_capacity + place
     logits, cache = kv.decode(params, how.config, s.cache, token, length + count - 1, at, distance)
     s = s.replace(cache=cache, steps=s.steps + 1, slot_steps=s.slot_steps + s.live_ZB.shape[1])
-    divided = _over_rows(params)
-    drawn = _draw(s, how, divided, temperature, _whole_rows(logits))
+    drawn = _draw(s, how, temperature, _whole_rows(logits))
     return _record(s, how, divided, s.live_ZB, *drawn)
 
 
-def _draw(s: _Slots, how: How, divided, temperature, logits):
-    """(token, its log-probability) for every slot, from logits [Z * B, V]. Those are divided over all devices, the
-    state is not: what is read of it says so, or every position and mask of the model would be divided as well."""
-    u = sampling.uniforms(divided(s.key_ZB).reshape(-1), divided(s.count_ZB).reshape(-1))
+def _draw(s: _Slots, how: How, temperature, logits):
+    """(token, its log-probability) for every slot, from logits [Z * B, V]."""
+    u = sampling.uniforms(s.key_ZB.reshape(-1), s.count_ZB.reshape(-1))
     return sampling.draw(logits, u, temperature=temperature, top_p=how.top_p, greedy=how.greedy)
 
 

@@ -50,10 +50,10 @@ def test_gradients_are_exchanged_once_a_step_and_not_in_every_part():
 
 
 def test_a_token_costs_tensor_devices_sums_of_activations_and_an_exchange_of_logits():
-    """Positions and masks are the same on all of them: nothing but what was drawn comes from where it was drawn."""
+    """Positions and masks are the same on all of them: what is gathered is what was drawn, a slot's number or two."""
     found = compiled.collectives(programs(setting(make_mesh(1, 1, 2)))["sampling"]().lower().compile().as_text())
     assert {c.kind for c in found} >= {"all-reduce", "all-gather"}
-    assert all(math.prod(c.shape) <= SMALL["slots"] for c in found if c.kind == "all-gather")
+    assert all(math.prod(c.shape) <= 2 * SMALL["slots"] for c in found if c.kind == "all-gather")
 
 
 # --- the judgement on collectives -----------------------------------------------------------------------------
