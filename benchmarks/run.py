@@ -13,6 +13,7 @@ the ledger.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import platform
@@ -89,7 +90,9 @@ def how_shared(name: str, size: str, threads: int) -> tuple[int, str]:
     part of every weight; training it alone is fastest where XLA shares out each product."""
     if size == "tiny":
         return threads, "data"
-    return (threads, "tensor") if name.startswith(("rollout", "grpo", "start_grpo")) else (1, "data")
+    if not name.startswith(("rollout", "grpo", "start_grpo")):
+        return 1, "data"
+    return math.gcd(threads, work.SIZES[size]["kv_heads"]), "tensor"
 
 
 class Ours:

@@ -75,9 +75,13 @@ def rows(like: Batch) -> Batch:
     at = np.broadcast_to(np.arange(W), (M, R, W))
     inside = at < lengths[..., None]
     tokens = np.where(inside, rng.integers(1, CONFIG.vocab_size, (M, R, W)), 0)
-    index = np.where(inside & (at > 0), np.arange(R)[:, None] * W + at - 1, 0)
-    extra = {k: rng.normal(-1 if v.ndim == 3 else 0, 0.5, v.shape) for k, v in like.extra.items()}
-    return Batch(tokens, inside, np.where(inside, at, 0), inside, tokens, inside & (at >= PROMPT), index, extra)
+    of_group = np.arange(R) % (R // like.groups)
+    index = np.where(inside & (at > 0), of_group[:, None] * W + at - 1, 0)
+    extra = {k: rng.normal(-1 if v.ndim == 3 else 0, 0.5, (M, R, *v.shape[2:])) for k, v in like.extra.items()}
+    return like.replace(
+        tokens_RW=tokens, segments_RW=inside, positions_RW=np.where(inside, at, 0), prefixes_RW=inside,
+        targets_BT=tokens, mask_BT=inside & (at >= PROMPT), index_BT=index, extra=extra,
+    )  # fmt: skip
 
 
 def draws(mesh) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

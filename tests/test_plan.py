@@ -84,16 +84,17 @@ def test_the_slow_copy_is_exact():
     assert memory.slow_state(regime("sft"), config, cfg, ONE) == 0
 
 
-@pytest.mark.parametrize("responses", [1, 2, 4])
-def test_the_planned_batch_is_the_one_that_is_packed(responses):
+@pytest.mark.parametrize(("responses", "devices"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)])
+def test_the_planned_batch_is_the_one_that_is_packed(responses, devices):
     P, R, rows = 5, 6, dict(prompts_per_step=4, samples_per_prompt=4, microbatches=2, responses_per_row=responses)
     cfg = {**arm("grpo", **rows), "max_tokens": R}
-    setting = programs.Setting(ModelConfig(**SIZES), make_mesh(), {}, P, R)
+    setting = programs.Setting(ModelConfig(**SIZES), make_mesh(devices), {}, P, R)
     planned = programs.batch(work.updates(regime("grpo"), cfg, P, R)[0], cfg, setting)
     mask = np.arange(P + R) >= P
     full = [Example(np.full(P + R, prompt), mask, {"behaviour": 1.0 * mask, "advantage": 1.0}) for prompt in range(4)]
-    packed, live = micro_batches(full * 4, layout(cfg, P + R, make_mesh().shape))
-    assert live == 2 and jax.tree.map(jnp.shape, planned) == jax.tree.map(jnp.shape, packed)
+    packed, live = micro_batches(full * 4, layout(cfg, P + R, setting.mesh.shape))
+    assert live == 2 and planned.groups == packed.groups == devices
+    assert jax.tree.map(jnp.shape, planned) == jax.tree.map(jnp.shape, packed)
 
 
 def init_params(config):

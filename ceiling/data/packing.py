@@ -2,8 +2,8 @@
 
 Rows are a transport layout: several sequences share a row of `row_tokens` tokens, kept apart by segment
 ids. Losses never see rows. They see one line per sequence, [B, T], reached through `index_BT`, the
-flat position (in the rows) of the activation that predicts each token. So a loss is written for
-plain sequences, and packing, padding and row counts cannot change it.
+flat position (in the rows, or those of its group) of the activation that predicts each token. So a loss is written
+for plain sequences, and packing, padding and row counts cannot change it.
 
 Samples of one prompt that lie in one row share its tokens: `micro_batches` lays the prompt down once, up to its last
 token, which predicts what differs, and lets every sample after it look back at it (`prefixes_RW`). A row with room for
@@ -61,8 +61,8 @@ class Batch:
     back at beside its own; its own again where there is none.
     targets_BT, mask_BT, index_BT: the view per sequence. mask is 0 on prompts, padding, absent
     sequences and token 0 (nothing predicts it). extra: name -> [B, T] or [B] arrays.
-    cells: how each row is divided. groups: that rows and sequences are divided into, in equal shares; index_BT of each
-    counts the positions of its own rows.
+    cells: how each row is divided. groups: how many equal shares the rows and sequences come in, one for each device;
+    index_BT counts within its own share.
     """
 
     tokens_RW: jax.Array
@@ -168,8 +168,8 @@ class Layout:
     """Shapes of an arm's micro-batches: `parts` of them, for up to `sequences` sequences of up to max_tokens tokens.
 
     responses: of response_tokens to one prompt that a row has room for, in a cell each where there are several. More of
-    them share a prompt, which saves much where prompts are long. groups: that a part is divided into, each with rows
-    and sequences of its own. multiple: those of a group come in multiples of it (the devices that share it)."""
+    them share a prompt, which saves much where prompts are long. groups: how many shares a part comes in, each with
+    rows and sequences of its own. multiple: those of a group come in multiples of it (the devices that share it)."""
 
     sequences: int
     parts: int
@@ -200,7 +200,7 @@ class Layout:
         return SEQUENCES_PER_ROW * self.responses
 
     def room(self, rows: int) -> int:
-        """Sequences that a part of so many rows has room for, if there are as many."""
+        """Sequences that a part of so many rows has room for; a group, for no more than there are."""
         return self.groups * min(self.row_sequences * (rows // self.groups), _up(self.sequences, self.multiple))
 
 

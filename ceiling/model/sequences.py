@@ -25,6 +25,8 @@ class Forward:
 
     def view(self, value_M, batch: Batch):
         """Values [M] of row positions as [B, T], those of the positions that predict `batch.targets_BT`."""
+        if batch.groups > 1:
+            raise ValueError(f"batch: its rows are in {batch.groups} groups; only make_step takes them, one a device")
         return value_M[batch.index_BT]
 
     def logprobs(self, params, batch: Batch, *, temperature=1.0, entropy=False):

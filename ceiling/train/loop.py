@@ -94,7 +94,7 @@ class Trained:
 def layout(cfg, max_tokens: int, mesh: Mapping[str, int]) -> packing.Layout:
     """Micro-batches of one update of an arm whose sequences have up to max_tokens tokens; cfg["max_tokens"]: its
     responses; mesh: devices by axis. Longer rows are a setting of regimes whose examples are groups of samples.
-    Rows are grouped by device on a mesh of data alone: XLA's partitioner (jax 0.10) dies of groups on any other."""
+    Rows are grouped by device on a mesh of data alone: on any other, XLA's partitioner (jax 0.10) crashes on groups."""
     devices = mesh["data"] * mesh["fsdp"]
     groups = devices if mesh["fsdp"] * mesh["tensor"] == 1 else 1
     return packing.Layout(

@@ -2,7 +2,8 @@
 
 A loss returns (sum, denominator, metrics), never a mean; the step scans over micro-batches, adds
 sums and denominators, and divides once by the global denominator. So a batch gives the same update
-however it is split over micro-batches or devices (invariant X-3).
+however it is split over micro-batches or devices (invariant X-3). A loss is given a part of the sequences, on several
+devices perhaps one device's own, and perhaps none: what it returns must be sums over sequences, finite without any.
 """
 
 import functools
@@ -65,16 +66,19 @@ def init_state(params, optimiser: optax.GradientTransformation, aux=None, traina
     return TrainState(params, fresh(trained), aux, *counters)
 
 
-def _over_groups(sums: Callable, microbatches, live, params, *more):
-    """sums(microbatches, live, params, *more). Where rows come in groups, one for each device of a mesh of data alone,
-    a device adds up its own and they are exchanged once; the compiler would exchange gradients in every part."""
+def _over_groups(sums_of: Callable, microbatches, live, trained, *more):
+    """sums_of(microbatches, live, trained, *more). Where rows come in groups, one for each device of a mesh of data
+    alone, a device adds up its own and they are exchanged once; the compiler would exchange gradients in every part."""
     if not isinstance(microbatches, Batch) or microbatches.groups == 1:
-        return sums(microbatches, live, params, *more)
-    mesh, whole = jax.typeof(jax.tree.leaves(params)[0]).sharding.mesh, PartitionSpec()
+        return sums_of(microbatches, live, trained, *more)
+    mesh, whole = jax.typeof(jax.tree.leaves(trained)[0]).sharding.mesh, PartitionSpec()
+    if not microbatches.groups == mesh.size == mesh.shape.get("data"):
+        raise ValueError(f"step: a batch in {microbatches.groups} groups is for as many devices along data alone, and "
+                         f"the mesh is {dict(mesh.shape)}; lay it out with train.loop.layout")  # fmt: skip
     specs = PartitionSpec(None, "data"), *[whole] * (2 + len(more))
-    own = lambda *args: jax.lax.psum(sums(*args), "data")  # noqa: E731
+    own = lambda *args: jax.lax.psum(sums_of(*args), "data")  # noqa: E731
     spread = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
-    return spread(microbatches.replace(groups=1), live, params, *more)
+    return spread(microbatches.replace(groups=1), live, trained, *more)
 
 
 def make_step(

@@ -221,6 +221,14 @@ def test_bad_input_is_one_line(envs, flags, says):
     assert says.replace("ENVS", str(envs)) in message
 
 
+def test_what_devices_share_divides_over_them():
+    for threads in (1, 2, 3, 8):
+        assert run.how_shared("sft", "small", threads) == (1, "data")
+        assert run.how_shared("sft", "tiny", threads) == (threads, "data")
+        devices, axis = run.how_shared("grpo_even", "small", threads)
+        assert axis == "tensor" and devices <= threads and work.SIZES["small"]["kv_heads"] % devices == 0
+
+
 def test_a_missing_python_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="^run.py: tunix needs python3.12, which is not on the PATH$"):

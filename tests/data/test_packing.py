@@ -117,6 +117,7 @@ def test_micro_batches_hold_everything_once_in_as_few_parts_as_it_fits(lengths, 
     assert sorted(batch.tokens_RW[used]) == list(range(1, sum(lengths) + 1)), "each token once"
     assert used.any(axis=(1, 2)).tolist() == [True] * live + [False] * (parts - live), "blank parts are the last ones"
     assert not batch.mask_BT[live:].any() and not batch.extra["w"][live:].any()
+    assert batch.mask_BT.sum() == sum(e.mask[1:].sum() for e in examples), "and asked for once"
     assert batch.tokens_RW.shape[1] % step == batch.mask_BT.shape[1] % step == 0
     assert batch.tokens_RW.shape[1] <= rows + step - 1
     rows_used = used.any(axis=2).sum(axis=1)[:live]

@@ -46,7 +46,7 @@ def case(request, toy):
     return regime, cfg, model, params, {n: Policy(models[n], model, ()) for n in regime.frozen(cfg)}, examples
 
 
-def update(case, batch, mesh=None):
+def update(case, batch, mesh=None, live=None):
     """One plain gradient step through the real train step: (loss, metrics, gradient)."""
     regime, cfg, model, params, frozen, _ = case
     if mesh is not None:
@@ -60,7 +60,8 @@ def update(case, batch, mesh=None):
     )  # fmt: skip
     start = jax.tree.map(jnp.array, params)  # the step donates its state
     aux = regime.init_aux(start, cfg) if regime.init_aux else None
-    state, metrics = step(init_state(start, optax.identity(), aux), batch, frozen, jnp.float32(1.0))
+    state = init_state(start, optax.identity(), aux)
+    state, metrics = step(state, batch, frozen, np.float32(1.0), live and np.int32(live))
     metrics = {k: float(v) for k, v in metrics.items()}
     return metrics.pop("loss"), metrics, jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), state.params, params)
 
@@ -121,8 +122,13 @@ def test_X3_a_group_of_rows_for_each_device_changes_nothing(case, reference):
     """As the loop packs them: samples share prompts, and every group has its own sequences."""
     examples = case[-1]
     micro, live = micro_batches(examples, Layout(len(examples), 2, WIDEST, groups=8))
-    assert micro.groups == 8 and live > 0
-    assert_same(update(case, micro, make_mesh(8)), reference)
+    asked = micro.mask_BT[:live].reshape(live, 8, -1).any(axis=2)
+    assert micro.groups == 8 and asked.any(), "some groups may have none"
+    assert_same(update(case, micro, make_mesh(8), live), reference)
+    with pytest.raises(ValueError, match="8 groups is for as many devices along data alone, and the mesh is"):
+        update(case, micro, make_mesh(4, 2))
+    with pytest.raises(ValueError, match="in 8 groups; only make_step takes them"):
+        Forward(case[2]).view(jnp.zeros(9), jax.tree.map(lambda leaf: leaf[0], micro))
 
 
 def test_X5_frozen_models_and_extras_are_constants(case):
