@@ -37,6 +37,11 @@ def test_it_lowers_for_cuda(name):
     assert exported.platforms == ("cuda",) and exported.nr_devices == 1 and len(exported.mlir_module_serialized) > 1000
 
 
+def test_a_step_of_devices_that_share_the_batch_lowers_for_cuda():
+    exported = programs(setting(make_mesh(2)))["grpo"]().export("cuda")
+    assert exported.platforms == ("cuda",) and exported.nr_devices == 2
+
+
 def test_a_model_that_recomputes_unrolled_layers_fills_its_cache():
     unrolled = dataclasses.replace(TINY, scan_layers=False)
     assert programs(setting(make_mesh(), unrolled))["prefill"]().lower().out_info

@@ -5,6 +5,7 @@ compiler refuses what exceeds a chip's memory, and works at its least effort her
 within 10 % for every program (docs/scaling.md has the ratios).
 """
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -13,9 +14,10 @@ if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not in this environment: `make test-tpu` runs these", allow_module_level=True)
 
 from ceiling.devices import DEVICES
+from ceiling.model.sharding import mesh_over
 from ceiling.plan import compiled
 from ceiling.plan.programs import programs, train_step
-from ceiling.plan.slices import PROGRAMS, SLICES, planned, setting
+from ceiling.plan.slices import PROGRAMS, SLICES, devices, planned, setting
 
 pytestmark = pytest.mark.tpu
 
@@ -46,3 +48,14 @@ def test_rows_of_several_responses_compile_and_need_no_more_than_planned():
     cfg.update(responses_per_row=4, microbatches=cfg["microbatches"] // 4)
     found = compiled.report(train_step(here, cfg).lower(), compiled.QUICK)
     assert 0.75 * planned(here, "grpo") < found.peak < planned(here, "grpo")
+
+
+def test_devices_that_share_the_batch_alone_exchange_gradients_once_a_step():
+    here = setting(SLICES[0])
+    model = dataclasses.replace(here.model, width=1024, layers=4, vocab_size=32_000)  # held whole by every chip
+    here = dataclasses.replace(here, model=model, mesh=mesh_over(devices(SLICES[0].topology), 8, 1, 1))
+    cfg = here.arms["grpo"]
+    cfg.update(microbatches=cfg["microbatches"] // 2)
+    found = compiled.report(train_step(here, cfg).lower(), compiled.QUICK)
+    assert {(c.kind, c.times) for c in found.collectives} == {("all-reduce", 1)}
+    assert 0.9 < planned(here, "grpo") / found.peak < 1.25
