@@ -166,8 +166,9 @@ def test_episodes_do_not_depend_on_what_else_is_asked_for(policy, usual):
 def test_greedy_is_the_limit_of_low_temperatures_whatever_the_slots_and_devices(policy):
     """Two slots, so prompts are prefilled two at a time; on a mesh, so every program must keep the cache's layout."""
     mesh = make_mesh(data=2, tensor=2)
-    apart, sizes = policy.replace(params=place(policy.params, policy.config, mesh)), program_sizes()
-    out, cold = play(apart, temperature=0.0, slots=2), play(policy, temperature=1e-5)
+    apart = policy.replace(params=place(policy.params, policy.config, mesh))
+    cold, sizes = play(policy, temperature=1e-5), program_sizes()
+    out = play(apart, temperature=0.0, slots=2)
     assert out.events["tool calls"] >= 4 and program_sizes() == [size + 1 for size in sizes]
     np.testing.assert_array_equal(out.tokens, cold.tokens)
     np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, -1])
