@@ -1,18 +1,30 @@
 """Weights by layer. Parameters keep every layer's weights in one stack; where layers are unrolled, a program takes each
 out of its stack once, and not again in every turn of its loop."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ceiling.model.config import PROJECTIONS, ModelConfig
 
 FEW_ROWS, LARGE = (16, 64), 1 << 18  # rows and elements of a matrix, see `for_rows`; measured on one x86 server
 
 
-def apart(params):
-    """A tree of parameters, or of some of them, with a tuple of each layer's own in place of every stack."""
-    return _layers(params, lambda w: tuple(w[layer] for layer in range(len(w))))
+def numbers(config: ModelConfig) -> tuple | None:
+    """Those of unrolled layers, for `apart` as arguments of a program; None where layers are scanned."""
+    return None if config.scan_layers else tuple(np.arange(config.layers, dtype=np.int32))
+
+
+def apart(params, numbers=None):
+    """A tree of parameters, or of some of them, with a tuple of each layer's own in place of every stack.
+
+    numbers: of the layers, where they are arguments of the program that this is part of. XLA then makes one kernel that
+    takes out whichever layer, and otherwise one for each, which every start compiles."""
+    take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+    return _layers(params, lambda w: tuple(take(w, i) for i in (range(len(w)) if numbers is None else numbers)))
 
 
 def stacked(params):
@@ -37,13 +49,13 @@ class Turned:
         return self.layers[layer].T.reshape(self.shape)
 
 
-def for_rows(params, config: ModelConfig, rows: int):
-    """params for a loop over tokens of so many rows: those of unrolled layers apart (a fourth of a step on a CPU).
+def for_rows(params, config: ModelConfig, rows: int, numbers=None):
+    """params for a loop over tokens of so many rows: those of unrolled layers `apart` (a fourth of a step on a CPU).
 
     On a CPU a product of few rows with a large matrix is up to twice as fast if the matrix lies the other way round."""
     if config.scan_layers:
         return params
-    params = apart(params)
+    params = apart(params, numbers)
     if jax.default_backend() != "cpu" or not FEW_ROWS[0] <= rows <= FEW_ROWS[1]:
         return params
 

@@ -79,7 +79,8 @@ def run(params, *, config: ModelConfig, stop_ids, slots, max_new_tokens, top_p, 
     how = How(config, stop_ids, tokens_ZCP.shape[2], max_new_tokens, top_p, greedy)
     plan = stages(config, slots, prompt_ZQ.shape[1], max_new_tokens)
     fewer = lambda slots: max((few for few, _ in plan if few < slots), default=0)  # noqa: E731
-    weights = params if config.scan_layers else _for_rows(params, config, len(prompt_ZQ) * slots)
+    rows, numbers = len(prompt_ZQ) * slots, layers.numbers(config)
+    weights = params if config.scan_layers else _for_rows(params, config, rows, numbers)
     s, alive = begin(
         weights, temperature, how=how, slots=slots, ring=plan[0][1], fewer=fewer(slots), last=len(plan) == 1,
         branches=branches, seed_key=seed_key, tokens_ZCP=tokens_ZCP, prompt_ZQ=prompt_ZQ, **queue,

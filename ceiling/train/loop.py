@@ -16,6 +16,7 @@ import numpy as np
 from ceiling import ledger as accounts
 from ceiling.config import Section, flag, number, table, text
 from ceiling.data import order, packing
+from ceiling.model import layers
 from ceiling.model.config import PROJECTIONS, ModelConfig
 from ceiling.model.lora import trainable
 from ceiling.model.policy import Policy
@@ -346,7 +347,10 @@ class Trainer:
                 self._worked("host", "policy", start)
                 settle()
                 start = time.perf_counter()
-                self.state, metrics = self.update(self.state, batch, self.frozen, np.float32(lr), np.int32(live))
+                numbers = layers.numbers(self.model_config)
+                self.state, metrics = self.update(
+                    self.state, batch, self.frozen, np.float32(lr), np.int32(live), numbers
+                )
                 self.flying = True
                 self.ledger.charge("train", "policy", seconds=time.perf_counter() - start)
                 executed = live * batch.tokens_RW[0].size

@@ -85,21 +85,24 @@ def make_step(
     loss: Callable, optimiser: optax.GradientTransformation, after_update: Callable | None = None,
     trainable: frozenset[str] | None = None, *, unrolled: bool = False,
 ):
-    """`step(state, microbatches, frozen, lr, live=None) -> (state, metrics)`, jitted, `state` donated.
+    """`step(state, microbatches, frozen, lr, live=None, numbers=None) -> (state, metrics)`, jitted, `state` donated.
 
     loss(params, batch, frozen) -> (sum, denominator, {name: (sum, denominator)}).
     microbatches: a Batch with a leading micro-batch axis; live: how many of them are run, from the first on (int32;
     None: all), so that one program serves batches that fill few. after_update(aux, params) -> aux. trainable: paths
     of the parameters that change (None: all); gradients and optimiser state exist for them alone.
     unrolled: the loss unrolls its layers, so a micro-batch is given weights and gives gradients layer by layer: from
-    stacks it would copy every weight once more, and add up gradients that are zero in all layers but one.
+    stacks it would copy every weight once more, and add up gradients that are zero in all layers but one. numbers: as
+    `layers.apart` takes them, for a shorter compilation.
     An update with a non-finite gradient is skipped and counted, never applied; the caller stops
     after a limit. Metrics come back as scalars on the device: fetch them one step late.
     """
 
-    def step(state: TrainState, microbatches, frozen, lr, live=None):
+    optimiser = optax.with_extra_args_support(optimiser)
+
+    def step(state: TrainState, microbatches, frozen, lr, live=None, numbers=None):
         mine, rest = split(state.params, trainable)
-        ours, others = (layers.apart(mine), layers.apart(rest)) if unrolled else (mine, rest)
+        ours, others = (layers.apart(part, numbers) if unrolled else part for part in (mine, rest))
 
         @functools.partial(jax.jit, inline=True)  # so that it is traced once, for the shapes and for the loop
         def sums(ours, others, frozen, batch):
@@ -124,10 +127,11 @@ def make_step(
 
         loss_sum, (denominator, metrics), grads = _over_groups(over_parts, microbatches, live, ours, others, frozen)
         safe = jnp.maximum(denominator, 1e-9)
-        grads = jax.tree.map(lambda g: g / safe, layers.stacked(grads) if unrolled else grads)
-        norm = optax.tree.norm(grads)
+        summed = layers.stacked(grads) if unrolled else grads
+        norm, share = optax.tree.norm(summed) / safe, 1 / safe
+        grads = jax.tree.map(lambda g: g * share.astype(g.dtype), summed)
         good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
-        updates, opt_state = optimiser.update(grads, state.opt_state, mine)
+        updates, opt_state = optimiser.update(grads, state.opt_state, mine, norm=norm)
         updated = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), mine, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
         params = join(keep(updated, mine), rest)
