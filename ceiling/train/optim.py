@@ -38,7 +38,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     gradients; optax divides every element, in every kernel that XLA makes of them."""
 
     def update(grads, state, params=None, *, norm):
-        factor = jnp.minimum(1.0, limit / norm)
+        factor = jnp.where(norm > limit, limit / norm, 1.0)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -1,6 +1,8 @@
 """The one train step and the optimiser: sums over denominators, skipped updates, schedules."""
 
+import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ceiling
+from ceiling.model import layers
+from ceiling.model.config import ModelConfig
 from ceiling.train import optim
 from ceiling.train.step import init_state, make_step
 
@@ -96,17 +100,44 @@ def test_X3_weights_by_layer_give_the_update_of_their_stacks(micro, trainable):
     start = {"layers": {"w": np.float32([0.5, 2, -1]), "v": np.float32([0.1, 0, 0.3])}, "b": np.float32(0.2)}
     optimiser = optim.make(ceiling.arm("sft"))
 
-    def updated(unrolled):
+    def updated(unrolled, **numbers):
         step = make_step(loss, optimiser, None, trainable, unrolled=unrolled)
         state = init_state(jax.tree.map(jnp.array, start), optimiser, trainable=trainable)
-        return step(state, data(7, micro), {}, jnp.float32(0.1))
+        return step(state, data(7, micro), {}, jnp.float32(0.1), **numbers)
 
-    (stacks, said), (layers, same) = updated(False), updated(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stacks, layers)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), said, same)
-    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), layers.params, start)
-    mine = trainable or {"layers/w", "layers/v", "b"}
-    assert changed == {"layers": {name: f"layers/{name}" in mine for name in "wv"}, "b": "b" in mine}
+    stacks, said = updated(False)
+    for by_layer, same in (updated(True), updated(True, numbers=tuple(np.arange(3, dtype=np.int32)))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stacks, by_layer)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), said, same)
+        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), by_layer.params, start)
+        mine = trainable or {"layers/w", "layers/v", "b"}
+        assert changed == {"layers": {name: f"layers/{name}" in mine for name in "wv"}, "b": "b" in mine}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_one_kernel_takes_out_whichever_layer(told):
+    """In a program that is told their numbers as arguments; without them there is one for each."""
+    config = ModelConfig(vocab_size=4, width=8, ffn=8, layers=3, heads=2, kv_heads=1, head_dim=4, scan_layers=False)
+    numbers = layers.numbers(config) if told else None
+    w_LIO = jnp.arange(3 * 600.0).reshape(3, 20, 30)
+    program = jax.jit(layers.apart).lower({"layers": {"w": w_LIO}}, numbers).compile()
+    out = program({"layers": {"w": w_LIO}}, numbers)["layers"]["w"]
+    np.testing.assert_array_equal(out, w_LIO)
+    bodies = re.findall(r"^%\S*computation\S* .*?\{\n(.*?)^}", program.as_text(), re.M | re.S)
+    assert len({re.sub(r"%[\w.-]+|, metadata={.*?}", "", body) for body in bodies}) == (1 if told else 3)
+    assert layers.numbers(dataclasses.replace(config, scan_layers=True)) is None
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e9])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e-3])
+def test_gradients_are_clipped_as_by_optax(scale, limit):
+    grads = jax.tree.map(lambda v: scale * v, {"w": jnp.array([3.0, -4.0]), "b": jnp.array([12.0])})
+    ours = optim.make(ceiling.arm("sft", clip_norm=limit))
+    state, params = ours.init(grads), jax.tree.map(jnp.zeros_like, grads)
+    _, (_, moments, _) = ours.update(grads, state, params, norm=optax.tree.norm(grads))
+    clip = optax.clip_by_global_norm(limit)
+    want = clip.update(grads, clip.init(grads))[0] if scale else grads  # optax makes NaN of nothing clipped to nothing
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, rtol=1e-5), moments.mu, want)
 
 
 def test_X4_a_batch_without_tokens_leaves_no_gradient_and_no_NaN(plain_step):
@@ -189,7 +220,7 @@ def test_two_updates_equal_AdamW_by_hand():
 
 
 def test_decay_mask_covers_the_whole_parameter_table(lab):
-    from ceiling.model.config import ModelConfig, abstract
+    from ceiling.model.config import abstract
 
     model = ModelConfig(
         vocab_size=8, width=8, ffn=8, layers=1, heads=2, kv_heads=1, head_dim=4, tied=False, qk_norm="head",
