@@ -24,8 +24,9 @@ CONFIG = Section(
 )
 
 
-def make(config) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which `train.step` applies: updates are directions."""
+def make(config) -> optax.GradientTransformationExtraArgs:
+    """AdamW without its learning rate, which `train.step` applies: updates are directions. `update` is also given the
+    global norm of the gradients, `norm=`, which the step reports."""
     return optax.chain(
         _clip(config["clip_norm"]),
         optax.scale_by_adam(b1=config["b1"], b2=config["b2"]),
@@ -39,7 +40,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
 
     def update(grads, state, params=None, *, norm):
         factor = jnp.where(norm > limit, limit / norm, 1.0)
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
+        return jax.tree.map(lambda g: g * factor, grads), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -127,13 +127,15 @@ def make_step(
 
         loss_sum, (denominator, metrics), grads = _over_groups(over_parts, microbatches, live, ours, others, frozen)
         safe = jnp.maximum(denominator, 1e-9)
-        summed = layers.stacked(grads) if unrolled else grads
+        # One factor is fused into all that reads a gradient; a division would be a pass of its own.
+        summed = jax.tree.map(lambda g: g.astype(jnp.float32), layers.stacked(grads) if unrolled else grads)
         norm, share = optax.tree.norm(summed) / safe, 1 / safe
-        grads = jax.tree.map(lambda g: g * share.astype(g.dtype), summed)
+        grads = jax.tree.map(lambda g: g * share, summed)
         good = jnp.isfinite(norm) & jnp.isfinite(loss_sum)
         updates, opt_state = optimiser.update(grads, state.opt_state, mine, norm=norm)
         updated = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), mine, updates)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+        # In their own dtype: moments of half precision would come back in single, and the next call compile again.
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old)  # noqa: E731
         params = join(keep(updated, mine), rest)
         aux = after_update(state.aux, params) if after_update else state.aux
         state = TrainState(

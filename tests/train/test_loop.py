@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import ceiling
+from ceiling.model import layers
 from ceiling.model.policy import Policy
 from ceiling.model.sequences import Forward
 from ceiling.model.sharding import make_mesh
 from ceiling.regimes.base import load
+from ceiling.rollout import slots
 from ceiling.tasks.base import Outcome, Verdict
 from ceiling.train.checkpoint import Checkpoints
 from ceiling.train.loop import stream
@@ -62,6 +64,16 @@ def grpo_run(lab):
     start = host(trainer.state.params)
     trained = run(trainer)
     return trained, seen, start, host(trained.params)
+
+
+def test_sampler_and_update_are_told_which_layers_there_are(lab, monkeypatch):
+    """As arguments of their programs, which compile sooner so (layers.apart)."""
+    told, apart = [], layers.apart
+    monkeypatch.setattr(layers, "apart", lambda params, numbers=None: told.append(numbers) or apart(params, numbers))
+    slots._for_rows.clear_cache()
+    run(lab.trainer("grpo", lab.Budget(steps=1), lr=0.01))
+    assert len(told) == 3, "the sampler's once, and what the update trains and what not"
+    assert all(isinstance(n, jax.core.Tracer) for numbers in told for n in numbers)
 
 
 @pytest.mark.exact

@@ -195,7 +195,7 @@ def test_two_updates_equal_AdamW_by_hand():
 
     def loss(params, target, frozen):
         squares = jax.tree.map(lambda x, t: jnp.sum((x - t) ** 2), params, target)
-        return sum(jax.tree.leaves(squares)), jnp.float32(1), {}
+        return sum(jax.tree.leaves(squares)), jnp.float32(7), {}
 
     step = make_step(loss, optimiser)
     state = state_of(optimiser, start=jax.tree.map(np.float32, start))
@@ -204,7 +204,7 @@ def test_two_updates_equal_AdamW_by_hand():
     first, second = [np.zeros_like(v) for v in flat], [np.zeros_like(v) for v in flat]
     for t in (1, 2):
         state, metrics = step(state, jax.tree.map(lambda v: np.float32(v)[None], target), {}, jnp.float32(0.01))
-        grads = [2 * (p - g) for p, g in zip(flat, goal, strict=True)]
+        grads = [2 * (p - g) / 7 for p, g in zip(flat, goal, strict=True)]
         norm = np.sqrt(sum((g**2).sum() for g in grads))
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5), "the norm before clipping is reported"
         grads = [g * min(1, 0.5 / norm) for g in grads]
@@ -217,6 +217,21 @@ def test_two_updates_equal_AdamW_by_hand():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, jax.tree.unflatten(tree, flat)
         )
+
+
+def test_half_precision_stays_what_it_is():
+    """Its gradients are divided, measured and clipped in single."""
+    optimiser = optim.make(ceiling.arm("sft", clip_norm=0.5))
+    start = {"w": jnp.linspace(-1, 1, 400, dtype=jnp.bfloat16), "b": jnp.ones(1, jnp.bfloat16)}
+    step = make_step(lambda p, x, _: (jnp.sum(p["w"] * x + p["b"]).astype(jnp.float32), jnp.float32(3), {}), optimiser)
+    state = init_state(start, optimiser)
+    kinds = jax.tree.map(lambda x: x.dtype, state)
+    x = jnp.full((1, 400), 1.5, jnp.bfloat16)
+    state, said = step(state, x, {}, jnp.float32(0.1))
+    assert jax.tree.map(lambda x: x.dtype, state) == kinds
+    assert float(said["grad_norm"]) == pytest.approx(math.sqrt(400 * 1.5**2 + 400**2) / 3, rel=1e-6)
+    step(state, x, {}, jnp.float32(0.1))
+    assert step._cache_size() == 1, "the second call is the same program"
 
 
 def test_decay_mask_covers_the_whole_parameter_table(lab):
