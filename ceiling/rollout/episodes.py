@@ -302,15 +302,9 @@ _prefill = jax.jit(kv.prefill, static_argnums=1)
 @_program
 def _fork(params, config: ModelConfig, rule: _Rule, cache, prompt_cache, last_CD, prompt_B, who):
     """Rows with a prompt_B >= 0 become that prompt's, and draw a first token from its last activations."""
-    take_B111 = (prompt_B >= 0)[:, None, None, None]
-
-    def move(rows, prompts):
-        axis, P = rows.ndim - 4, prompts.shape[-2]
-        taken = jnp.take(prompts, prompt_B, axis=axis, mode="clip")
-        return kv.divided(rows.at[..., :P, :].set(jnp.where(take_B111, taken, rows[..., :P, :])))
-
+    own = jax.tree.map(lambda x: jnp.take(x, prompt_B, axis=x.ndim - 4, mode="clip"), prompt_cache)
     logits_BV = unembed(params, config, last_CD.at[prompt_B].get(mode="clip"))
-    return jax.tree.map(move, cache, prompt_cache), *_read(params, *rule.draw(logits_BV, who))
+    return kv.with_prompts(cache, own, prompt_B >= 0), *_read(params, *rule.draw(logits_BV, who))
 
 
 @_program

@@ -113,14 +113,8 @@ def begin(params, temperature, *, how: How, slots, ring, fewer, last, branches,
         request_ZB = jnp.where(take_ZB, request_ZB, jnp.where(free_ZB, Q, s.request_ZB))
         safe_ZB = jnp.minimum(request_ZB, Q - 1)
         prompt_ZB, sample_ZB = divided(_pick(prompt_ZQ, safe_ZB)), _pick(sample_ZQ, safe_ZB)
-        moved = kv.rows(prompt_cache, prompt_ZB, C)
-
-        def move(live, prompt):
-            old = live[..., :P, :]
-            return live.at[..., :P, :].set(jnp.where(take_ZB.reshape(-1, 1, 1, 1), prompt, old))
-
         s = s.replace(
-            cache=jax.tree.map(move, s.cache, moved),
+            cache=kv.with_prompts(s.cache, kv.rows(prompt_cache, prompt_ZB, C), take_ZB.reshape(-1)),
             request_ZB=request_ZB,
             key_ZB=sampling.keys(seed_key, _pick(ids_ZC, prompt_ZB), sample_ZB),
             length_ZB=jnp.where(take_ZB, _pick(lengths_ZC, prompt_ZB), s.length_ZB),

@@ -114,16 +114,20 @@ def make_step(
             return loss_sum, aux, grads
 
         def over_parts(microbatches, live, *weights):
-            def part(i):
-                pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)  # noqa: E731
-                return sums(*weights, jax.tree.map(pick, microbatches))
-
+            pick = lambda i: jax.tree.map(  # noqa: E731
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), microbatches
+            )
             parts = jax.tree.leaves(microbatches)[0].shape[0]
             if parts == 1:
-                return part(0)
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, 0))
-            more = lambda i, carry: jax.tree.map(jnp.add, carry, part(i))  # noqa: E731
-            return jax.lax.fori_loop(0, parts if live is None else live, more, zeros)
+                return sums(*weights, pick(0))
+
+            def more(i, carry):
+                batch, total = carry  # What is picked in the turn that reads it is fused into every kernel that does.
+                return pick(i + 1), jax.tree.map(jnp.add, total, sums(*weights, batch))
+
+            first = pick(0)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, *weights, first))
+            return jax.lax.fori_loop(0, parts if live is None else live, more, (first, zeros))[1]
 
         loss_sum, (denominator, metrics), grads = _over_groups(over_parts, microbatches, live, ours, others, frozen)
         safe = jnp.maximum(denominator, 1e-9)

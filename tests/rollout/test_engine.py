@@ -1,6 +1,7 @@
 """The sampler: what it draws, what it records, and what must not change either."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -273,12 +274,14 @@ def test_matrices_that_lie_the_other_way_round_change_no_sample(staged, monkeypa
     slots._for_rows.clear_cache()
 
 
-def test_attention_of_one_query_is_dense_attention():
+@pytest.mark.parametrize("turned", [True, False])
+def test_attention_of_one_query_is_dense_attention(turned):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((3, 1, 6, 4), (3, 2, 10, 4), (3, 2, 10, 4)))
     mask_B1S = rng.random((3, 1, 10)) < 0.5
     expected = jax.jit(dense_attention)(q, k, v, mask_B1S)
-    np.testing.assert_allclose(jax.jit(attention_of_one)(q, k, v, mask_B1S), expected, atol=1e-6)
+    one = jax.jit(functools.partial(attention_of_one, turned=turned))
+    np.testing.assert_allclose(one(q, k, v, mask_B1S), expected, atol=1e-6)
     assert np.abs(dense_attention(q, k, v, np.ones_like(mask_B1S)) - expected).max() > 0.01, "the mask must show"
 
 
