@@ -75,6 +75,16 @@ def test_the_cache_is_exact(scan):
     config = ModelConfig(**SIZES, scan_layers=scan, compute_dtype="bfloat16")
     assert memory.kv_cache(config, 5, 24, ONE) == nbytes(kv.empty(config, 5, 24))
     assert memory.kv_cache(config, 5, 24, ONE) == 4 * 2 * 5 * 2 * 24 * 16 * 2
+    cache = kv.empty(config, 5, 24)
+    assert {x.shape for x in jax.tree.leaves(cache.v)} == ({(4, 5, 2, 24, 16)} if scan else {(5, 2, 24, 16)})
+    assert {x.shape for x in jax.tree.leaves(cache.k)} == ({(4, 5, 2, 24, 16)} if scan else {(5, 2, 16, 24)}), "turned"
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_decoding_lowers_with_stacked_and_with_unrolled_layers(scan):
+    setting = programs.Setting(ModelConfig(**SIZES, scan_layers=scan), make_mesh(), {}, 32, 32)
+    cfg = arm("grpo", prompts_per_step=4, samples_per_prompt=2)
+    assert ("stablehlo.while" in programs.decode(setting, cfg).lower().as_text()) == scan
 
 
 def test_the_slow_copy_is_exact():

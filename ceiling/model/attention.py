@@ -116,7 +116,7 @@ def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
 
     Queries come scaled. mask_BTS is boolean, True where a query may look. Softmax in float32. The G query
     heads of a key/value head are laid out as G*T rows of one product, M below; heads lead in all three, so
-    that the products are batched over leading axes and a cache is read as it lies."""
+    that the products are batched over leading axes."""
     B, T, N, H = q_BTNH.shape
     K, S = k_BKSH.shape[1:3]
     G = N // K
@@ -129,5 +129,5 @@ def dense_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
 
 
 def heads_first(x_BSKH):
-    """[B, S, K, H] -> [B, K, S, H]: how keys and values are attended to and kept in a cache."""
+    """[B, S, K, H] -> [B, K, S, H]: how keys and values are attended to."""
     return x_BSKH.transpose(0, 2, 1, 3)

@@ -148,9 +148,12 @@ def decode(setting: Setting, cfg: dict) -> Program:
     config, mesh = setting.model, setting.mesh
     _, slots, _ = _queue(setting, cfg)
     capacity = engine.bucket(setting.prompt_tokens) + setting.response_tokens
-    heads = NamedSharding(mesh, nn.logical_to_mesh_axes((None, "batch", "kv_heads", None, None), rules=RULES))
-    cache = jax.tree.map(lambda leaf: laid_out(leaf.shape, leaf.dtype, heads),
-                         jax.eval_shape(lambda: kv.empty(config, slots, capacity)))  # fmt: skip
+
+    def over_devices(leaf):
+        axes = *[None] * (leaf.ndim - 4), "batch", "kv_heads", None, None
+        return laid_out(leaf.shape, leaf.dtype, NamedSharding(mesh, nn.logical_to_mesh_axes(axes, rules=RULES)))
+
+    cache = jax.tree.map(over_devices, jax.eval_shape(lambda: kv.empty(config, slots, capacity)))
     ints = functools.partial(laid_out, dtype=jnp.int32, sharding=batch_sharding(mesh))
     place = laid_out((), jnp.int32, replicated(mesh))
     run = jax.jit(kv.decode, static_argnums=1, donate_argnums=2)
