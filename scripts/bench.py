@@ -28,8 +28,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import work  # noqa: E402
 
-MICRO_TOKENS = 512  # of a micro-batch on each device: on a CPU its activations stay in the cache
-RESPONSES_PER_ROW = 4  # of a GRPO step: a micro-batch has one row
+# Tokens of a micro-batch on each device: on a CPU its activations stay in the cache. GRPO's is one row of 4 responses.
+MICRO_TOKENS = {"sft": 256, "grpo": 512}
+RESPONSES_PER_ROW = 4  # of a GRPO step
 EVALUATED, SAMPLES = 4096, (16, 64, 256, 1024)  # samples in all, and samples per problem
 WORKS = {**work.WORKS, "evaluation": "evaluation"}
 
@@ -143,7 +144,7 @@ class Bench:
         tokens = prompts * samples * (work.PROMPT_TOKENS + work.NEW_TOKENS)
         cfg = ceiling.arm(
             regime, prompts_per_step=prompts, samples_per_prompt=samples, pool=prompts, lr=work.LEARNING_RATE,
-            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS * self.mesh.shape["data"])),
+            clip_norm=work.CLIP_NORM, microbatches=max(1, tokens // (MICRO_TOKENS[regime] * self.mesh.shape["data"])),
             schedule="constant", **({} if regime == "sft" else {"responses_per_row": RESPONSES_PER_ROW}),
         )  # fmt: skip
         generate = loop.generate

@@ -269,27 +269,33 @@ class _Rows:
         self.ends, self.most = list(itertools.accumulate(self.sizes)), most
         self.free: list[list[int]] = []  # tokens of each part of each row
         self.items: list[int] = []
+        self.room = np.full(64, max(self.sizes))  # that a row has in one part; more rows than there are
 
     def place(self, n: int, prefix: int, laid: dict[tuple[int, int], int]) -> _Place:
         """Room for an example of n tokens whose first `prefix` may lie apart: in a row that has them if possible, else
         in the first one with room. laid: (row, part) -> where they start there; it is kept here, a new one for every
         prefix. Those that are not there yet go into the head if it has room, else before the example in its cell."""
-        for row in (*dict.fromkeys(row for row, _ in laid), *range(len(self.free) + 1)):
+        own = n - prefix
+        if len(self.free) == len(self.room):
+            self.room = np.append(self.room, np.full(len(self.room), max(self.sizes)))
+        # Rows are looked through by numpy: there are as many as examples, and one by one they took longer than a step.
+        roomy = np.flatnonzero(self.room[: len(self.free) + 1] >= own).tolist()
+        for row in (*(row for row in dict.fromkeys(row for row, _ in laid) if self.room[row] >= own), *roomy):
             if row == len(self.free):
                 self.free.append(list(self.sizes))
                 self.items.append(0)
             free = self.free[row]
-            if self.items[row] == self.most or max(free) < n - prefix:
-                continue
             for cell in range(1, len(free)):
                 at = 0 if (row, 0) in laid or 0 < prefix <= free[0] else cell
-                need = {0: 0, cell: n - prefix}
+                need = {0: 0, cell: own}
                 need[at] += 0 if (row, at) in laid else prefix
                 if all(need[part] <= free[part] for part in need):
                     self.items[row] += 1
                     if prefix and (row, at) not in laid:
                         laid[row, at] = self._take(row, at, prefix)
-                    return _Place(row, self._take(row, cell, n - prefix), prefix, laid.get((row, at), 0))
+                    start = self._take(row, cell, own)
+                    self.room[row] = -1 if self.items[row] == self.most else max(free)
+                    return _Place(row, start, prefix, laid.get((row, at), 0))
         raise ValueError(
             f"packing: {n} tokens, of which {prefix} may lie apart, do not fit a row's cell of {self.sizes[-1]}; "
             "make room for longer responses"

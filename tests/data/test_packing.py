@@ -75,6 +75,23 @@ def test_first_fit_wastes_no_row(lengths, row_tokens):
     assert len(more.tokens_RW) == len(fill) + 2 and not more.segments_RW[len(fill) :].any()
 
 
+def test_each_of_many_goes_into_the_first_row_with_room():
+    """First-fit decreasing written out, over more rows than the packer first has a table for."""
+    lengths = np.random.default_rng(3).integers(1, 41, 400)
+    examples = [Example(np.full(n, i + 1), np.ones(n)) for i, n in enumerate(lengths)]
+    batch = pack(examples, sequences=400, max_tokens=40, row_tokens=40)
+    rows: list[list[int]] = []
+    for i in sorted(range(400), key=lambda i: -lengths[i]):
+        row = next((row for row in rows if sum(lengths[row]) + lengths[i] <= 40), None)
+        if row is None:
+            rows.append([i])
+        else:
+            row.append(i)
+    assert len(rows) > 2 * 64
+    np.testing.assert_array_equal(batch.tokens_RW > 0, [np.arange(40) < sum(lengths[row]) for row in rows])
+    assert [list(dict.fromkeys(row[row > 0] - 1)) for row in batch.tokens_RW] == rows
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers():
     examples = examples_of([4, 4, 4])
     with pytest.raises(ValueError, match="3 examples do not fit a batch of 2"):
