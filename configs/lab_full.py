@@ -7,6 +7,7 @@ import importlib.util
 import pathlib
 
 import ceiling
+from ceiling.tasks.lab.recipe import ROWS
 
 _spec = importlib.util.spec_from_file_location("lab", pathlib.Path(__file__).with_name("lab.py"))
 lab = importlib.util.module_from_spec(_spec)
@@ -30,15 +31,15 @@ def get_config(variant: str = ""):
 
 def controls() -> dict:
     """What separates the effect of reward from the information in the data."""
-    rl = dict(prompts_per_step=32, samples_per_prompt=8, microbatches=4)
     return {
-        "rft": ceiling.arm("sft", title="SFT on own correct samples", source="own_samples", lr=2e-3, **rl),
-        "grpo_dense": ceiling.arm("grpo", title="GRPO, per-digit reward", reward="dense", lr=1.4e-3, **rl),
+        "rft": ceiling.arm("sft", title="SFT on own correct samples", source="own_samples", lr=2e-3, **ROWS),
+        "grpo_dense": ceiling.arm("grpo", title="GRPO, per-digit reward", reward="dense", lr=1.4e-3, **ROWS),
         "on_policy_kd": ceiling.arm("distill", title="on-policy distillation (reverse KL)", loss="divergence",
-                                    beta=1.0, on_policy=1.0, keep="all", lr=1e-3, **rl),
+                                    beta=1.0, on_policy=1.0, keep="all", lr=1e-3, **ROWS),
         "drgrpo": ceiling.arm("grpo", title="Dr. GRPO", advantage="group_mean", aggregation="constant",
-                              lr=1.4e-3, **rl),
-        "grpo_format": ceiling.arm("grpo", title="GRPO, format reward", control=True, reward="format", lr=1.4e-3, **rl),
+                              lr=1.4e-3, **ROWS),
+        "grpo_format": ceiling.arm("grpo", title="GRPO, format reward", control=True, reward="format", lr=1.4e-3,
+                                   **ROWS),
     }  # fmt: skip
 
 
